@@ -1,0 +1,98 @@
+-- Every statement of the stores. A line `-- name: x` opens a statement; it runs to the next such line.
+
+-- name: create_key
+INSERT INTO keys (id, name, tenant, role, digest)
+VALUES ($1, $2, $3, $4, $5)
+RETURNING id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+
+-- name: all_keys
+SELECT id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+FROM keys
+ORDER BY created_at, id
+
+-- name: revoke_key
+-- An id goes before a name that happens to look like one.
+UPDATE keys SET revoked_at = clock_timestamp()
+WHERE revoked_at IS NULL AND id = (
+    SELECT id FROM keys
+    WHERE revoked_at IS NULL AND (id = $1 OR name = $1)
+    ORDER BY (id = $1) DESC
+    LIMIT 1
+)
+RETURNING id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+
+-- name: keys_fingerprint
+-- Differs when anything differs that decides who may ask.
+SELECT md5(coalesce(string_agg(
+    concat_ws('/', id, name, tenant, role, encode(digest, 'hex'), revoked_at), ',' ORDER BY id
+), ''))
+FROM keys
+
+-- name: claim_write
+-- A row comes back when this write is new. It waits for a lost write of the same writer that may still be under way.
+INSERT INTO usage_writers AS kept (id, written, written_at)
+VALUES ($1, $2, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET written = excluded.written, written_at = excluded.written_at
+WHERE kept.written < excluded.written
+RETURNING written
+
+-- name: forget_writers
+DELETE FROM usage_writers WHERE written_at < clock_timestamp() - interval '30 days'
+
+-- name: add_usage
+-- Sorted, so that two gateways lock the same rows in the same order. Grouped, for a row may be given only once.
+INSERT INTO usage AS kept (hour, key_id, tenant, model, requests, errors, input_tokens, output_tokens)
+SELECT hour, key_id, tenant, model,
+    sum(requests)::bigint, sum(errors)::bigint, sum(input_tokens)::bigint, sum(output_tokens)::bigint
+FROM unnest(
+    $1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[]
+) AS news (hour, key_id, tenant, model, requests, errors, input_tokens, output_tokens)
+GROUP BY hour, key_id, tenant, model
+ORDER BY hour, key_id, tenant, model
+ON CONFLICT (hour, key_id, tenant, model) DO UPDATE SET
+    requests = kept.requests + excluded.requests,
+    errors = kept.errors + excluded.errors,
+    input_tokens = kept.input_tokens + excluded.input_tokens,
+    output_tokens = kept.output_tokens + excluded.output_tokens
+
+-- name: touch_keys
+-- Rows that waited for the database tell of their own hour, not of now.
+UPDATE keys SET last_used_at = greatest(keys.last_used_at, least(clock_timestamp(), used.until))
+FROM (
+    SELECT keys.id, news.until
+    FROM keys
+    JOIN (
+        SELECT id, max(hour) + interval '1 hour' AS until
+        FROM unnest($1::text[], $2::timestamptz[]) AS given (id, hour)
+        GROUP BY id
+    ) AS news USING (id)
+    ORDER BY keys.id
+    FOR NO KEY UPDATE OF keys
+) AS used
+WHERE keys.id = used.id
+
+-- name: total_usage
+SELECT key_id, tenant, model, max(hour) AS hour,
+    sum(requests)::bigint AS requests, sum(errors)::bigint AS errors,
+    sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens
+FROM usage
+WHERE hour >= $1
+GROUP BY key_id, tenant, model
+ORDER BY key_id, tenant, model
+
+-- name: migrations_table
+SELECT to_regclass('schema_migrations')::text
+
+-- name: create_migrations_table
+CREATE TABLE schema_migrations (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+
+-- name: applied_migrations
+SELECT version, name, checksum FROM schema_migrations ORDER BY version
+
+-- name: record_migration
+INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)

@@ -1,0 +1,63 @@
+"""Opens the stores: starts our own PostgreSQL where none was named, and brings its tables up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
+from sutazai.adapters.postgres.keys import PostgresKeyStore
+from sutazai.adapters.postgres.usage import PostgresUsageStore
+from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.settings.model import Database as DatabaseSettings
+from sutazai.settings.secret import Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What PostgreSQL keeps for us."""
+
+    keys: KeyStore
+    usage: UsageStore
+
+
+@asynccontextmanager
+async def open_stores(settings: DatabaseSettings, data_dir: Path) -> AsyncIterator[Stores]:
+    """
+    The stores, ready to use.
+
+    Raises `StoreUnavailable` where the server did not start or answer, or its tables do not fit this program.
+    `data_dir` is used only where `settings.url` is None.
+    """
+    if settings.url is not None:
+        async with _connected(settings.url, settings.timeout_s) as stores:
+            yield stores
+        return
+    async with _own_server(data_dir) as url, _connected(url, settings.timeout_s) as stores:
+        yield stores
+
+
+@asynccontextmanager
+async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
+    server = EmbeddedPostgres()
+    url = await server.start(data_dir)
+    # No task group: it would wrap what the caller raises.
+    tending = asyncio.create_task(server.tend(), name="tend embedded PostgreSQL")
+    try:
+        yield Secret(url)
+    finally:
+        tending.cancel()
+        await asyncio.wait([tending])
+        await server.stop()
+
+
+@asynccontextmanager
+async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
+    async with open_database(url, timeout_s=timeout_s) as database:
+        await migrate.migrate(database, migrate.read())
+        yield Stores(keys=PostgresKeyStore(database), usage=PostgresUsageStore(database))

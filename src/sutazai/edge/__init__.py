@@ -1,0 +1,1 @@
+"""The HTTP API: the only package that answers with status codes."""

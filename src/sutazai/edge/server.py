@@ -1,0 +1,192 @@
+"""
+The server: it listens, keeps its connections, looks at the clock for all of them, and stops politely.
+
+Stopping: `/readyz` says no; after `unready_s` nothing new is accepted; what is under way finishes within `drain_s`;
+what then remains is told so in its own dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from sutazai.core.errors import SutazaiError
+from sutazai.edge import exchange as fast_lane
+from sutazai.edge.asgi import AsgiCycle
+from sutazai.edge.auth import Gatekeeper
+from sutazai.edge.connection import ClientConnection, Incoming
+from sutazai.edge.exchange import Exchange
+from sutazai.edge.heads import Heads
+from sutazai.gateway.accounts import Accounts
+from sutazai.ports.inference import Inference
+from sutazai.settings.model import Server as Limits
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+log = structlog.get_logger("sutazai.edge")
+
+SWEEP_S = 0.25
+OPEN_TO_ALL = frozenset({b"/healthz", b"/readyz"})
+"""Probes of load balancers carry no key and an address as `Host`."""
+
+
+class Server:
+    """All client connections of one gateway process."""
+
+    def __init__(
+        self,
+        answers: Inference,
+        app: ASGIApp,
+        *,
+        gatekeeper: Gatekeeper,
+        accounts: Accounts,
+        limits: Limits,
+        keep_alive_s: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Make the server; it listens from `start` on.
+
+        Args:
+            app: answers everything but inference.
+            keep_alive_s: how often a stream without a token gets a sign of life, as of now.
+        """
+        self.answers = answers
+        self.app = app
+        self.gatekeeper = gatekeeper
+        self.accounts = accounts
+        self.limits = limits
+        self.clock = clock
+        self.heads = Heads()
+        self.loop = asyncio.get_running_loop()
+        self.in_flight: dict[str, Exchange] = {}
+        self.buffered_bytes = 0
+        self.refusals = 0
+        self.unready = False
+        self.draining = False
+        self._keep_alive_s = keep_alive_s
+        self._connections: set[ClientConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+        self._prefix = os.urandom(6).hex()
+        self._count = 0
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises `OSError` where the address is taken."""
+        self._listener = await self.loop.create_server(
+            lambda: ClientConnection(self),
+            self.limits.host,
+            self.limits.port,
+            backlog=4096,
+            reuse_address=True,
+        )
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    async def run(self) -> None:
+        """Look at the clock until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Enforce the limits on clients, and keep waiting streams alive."""
+        self.heads.tick()
+        now = self.loop.time()
+        for connection in list(self._connections):
+            connection.check(now)
+        keep_alive_s, now = self._keep_alive_s(), self.clock()
+        for exchange in list(self.in_flight.values()):
+            exchange.check(now, keep_alive_s)
+
+    async def stop(self) -> None:
+        """Finish what is under way, within the limits, and close everything."""
+        self.unready = True
+        await asyncio.sleep(self.limits.unready_s)
+        self.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.drain_s):
+                while self.in_flight or self._tasks:
+                    await asyncio.sleep(0.02)
+        if self.in_flight:
+            log.warning("requests cut off", count=len(self.in_flight), drain_s=self.limits.drain_s)
+        for exchange in list(self.in_flight.values()):
+            exchange.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while self._connections:
+                    await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.transport.abort()
+
+    # for connections
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return len(self._connections)
+
+    def opened(self, connection: ClientConnection) -> None:
+        """A client connected."""
+        if self.draining or len(self._connections) >= self.limits.max_connections:
+            connection.transport.abort()
+        else:
+            self._connections.add(connection)
+
+    def closed(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+
+    def next_id(self) -> str:
+        """A request id: unique among all gateways."""
+        self._count += 1
+        return f"{self._prefix}{self._count:08x}"
+
+    def is_open_to_all(self, path: bytes) -> bool:
+        """Whether this address needs neither key nor a known host name."""
+        return path in OPEN_TO_ALL
+
+    def begin_exchange(self, connection: ClientConnection, incoming: Incoming) -> None:
+        """Answer inference."""
+        fast_lane.begin(self, connection, incoming)
+
+    def begin_asgi(self, connection: ClientConnection, incoming: Incoming) -> None:
+        """Answer anything else."""
+        cycle = AsgiCycle(self, connection, incoming)
+        connection.cycle = cycle
+        cycle.begin()
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Run the application for one request; `stop` waits for it."""
+        task = self.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def refused(self, incoming: Incoming, status: int, error: SutazaiError) -> None:
+        """A request was refused before it was read."""
+        self.refusals += 1
+        log.info("request refused", path=incoming.path.decode("latin-1")[:200], status=status, why=error.message)
+
+    def cors(self, incoming: Incoming) -> bytes:
+        """Headers that let a browser give the answer to a page that may have it."""
+        origin = incoming.headers.get(b"origin")
+        if origin is None or not self.gatekeeper.allows_origin(origin):
+            return b""
+        return (
+            b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: "
+            b"x-request-id, x-sutazai-node, x-sutazai-reason\r\n" % origin
+        )

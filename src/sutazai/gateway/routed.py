@@ -1,0 +1,390 @@
+"""
+The innermost stage: choose a node, hand the request on, try another while nothing was said to the client.
+
+One `Run` for each request is the call that the client side holds and the reply that the node talks to. A request that
+finds every slot taken waits in line, in order of arrival; a slot that frees serves the first in line that it can.
+
+No timer is set for a request: `sweep`, four times a second, looks at all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sutazai.core.errors import (
+    Cancelled,
+    NodeTimeout,
+    NoHealthyNode,
+    Overloaded,
+    SutazaiError,
+    UnknownModel,
+)
+from sutazai.core.node import Health, NodeState
+from sutazai.core.request import Head, Request, Usage
+from sutazai.gateway.fleet import Fleet, Lease
+from sutazai.policy.health import Outcome, outcome_of
+from sutazai.policy.nearest import nearest
+from sutazai.policy.retry import RetryBudget, RetryRules, is_retryable, pause_s
+from sutazai.policy.routing import is_warm, pick
+from sutazai.ports.inference import Call, Reply
+
+SWEEP_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long things may take, in seconds."""
+
+    first_token_s: float
+    idle_s: float
+    total_s: float
+    max_wait_s: float
+    max_waiting: int
+    """A count: requests in line."""
+
+
+class Stage(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    """In line for a slot."""
+    PAUSING = "pausing"
+    """Between two attempts."""
+    SENT = "sent"
+    """At a node, nothing heard yet."""
+    ANSWERING = "answering"
+    DONE = "done"
+
+
+class Routed:
+    """Answers requests from the fleet."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        patience: Patience,
+        retry: RetryRules,
+        random: Callable[[], float],
+        on_fault: Callable[[str, str, SutazaiError], None],
+    ) -> None:
+        """
+        Make the stage.
+
+        Args:
+            random: uniform in [0, 1).
+            on_fault: told of every failed attempt: node, model, error.
+        """
+        self.fleet = fleet
+        self.patience = patience
+        self.retry = retry
+        self.random = random
+        self.on_fault = on_fault
+        self.budget = RetryBudget(retry)
+        self.runs: set[Run] = set()
+        self._line: deque[Run] = deque()
+        self._begun = 0
+        self._serving_line = False
+        fleet.listen(on_room=self.serve_line)
+
+    def start(self, request: Request, reply: Reply) -> Call:
+        run = Run(self, request, reply)
+        self.runs.add(run)
+        self._begun += 1
+        if self._line and self._is_waited_for(request.model):
+            self._wait(run)
+        else:
+            run.advance()
+        return run
+
+    def adopt(self, *, patience: Patience, retry: RetryRules) -> None:
+        """New settings, for requests under way too."""
+        self.patience = patience
+        self.retry = retry
+        self.budget = RetryBudget(retry)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    def position(self, run: Run) -> int:
+        """Place in line, from 1; 0 for one that is not in line."""
+        return self._line.index(run) + 1 if run.stage is Stage.WAITING else 0
+
+    def choose(self, run: Run) -> NodeState | None:
+        """The node for the next attempt, or None when the request has to wait or was refused."""
+        model = run.request.model
+        fleet = self.fleet
+        candidates = fleet.candidates(model)
+        state = pick(candidates, model, now=fleet.clock(), rules=fleet.rules, random=self.random, tried=run.tried)
+        if state is not None:
+            return state
+        if not candidates:
+            run.fail(UnknownModel(model, nearest(model, fleet.models())))
+        elif all(candidate.health is not Health.UP for candidate in candidates):
+            run.fail(_all_down(model, candidates))
+        else:
+            self._wait(run)
+        return None
+
+    def serve_line(self) -> None:
+        """Hand waiting requests, oldest first, to whatever has room for them."""
+        if not self._line or self._serving_line:
+            return
+        self._serving_line = True  # an attempt that fails at once frees its slot and would call this again
+        try:
+            full: set[str] = set()
+            for run in list(self._line):
+                if run.request.model not in full and run.stage is Stage.WAITING and not self._try(run):
+                    full.add(run.request.model)
+        finally:
+            self._serving_line = False
+
+    def _try(self, run: Run) -> bool:
+        """Serve one waiting request; False when nothing has room for its model."""
+        candidates = self.fleet.candidates(run.request.model)
+        if any(state.health is Health.UP for state in candidates):
+            state = pick(
+                candidates,
+                run.request.model,
+                now=self.fleet.clock(),
+                rules=self.fleet.rules,
+                random=self.random,
+                tried=run.tried,
+            )
+            if state is None:
+                return False
+            self._line.remove(run)
+            run.send(state)
+        else:
+            self._line.remove(run)
+            run.fail(_all_down(run.request.model, candidates))
+        return True
+
+    def _wait(self, run: Run) -> None:
+        if len(self._line) >= self.patience.max_waiting:
+            run.fail(Overloaded(f"{len(self._line)} requests are waiting already; come back later.", retry_after_s=5))
+            return
+        run.stage = Stage.WAITING
+        run.since = self.fleet.clock()
+        self._line.append(run)
+
+    def _is_waited_for(self, model: str) -> bool:
+        return any(run.request.model == model for run in self._line)
+
+    def leave(self, run: Run) -> None:
+        """The run ended. For `Run` alone."""
+        self.runs.discard(run)
+        if run.stage is Stage.WAITING:
+            self._line.remove(run)
+
+    def sweep(self) -> None:
+        """Enforce the time limits."""
+        now = self.fleet.clock()
+        self.budget.note_requests(self._begun, now)
+        self._begun = 0
+        for run in list(self.runs):
+            run.check(now, self.patience)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep()
+
+
+class Run:
+    """One request on its way: `Call` to the client side, `Reply` to the node."""
+
+    __slots__ = (
+        "_call",
+        "_lease",
+        "_paused",
+        "_pausing",
+        "_reply",
+        "_routed",
+        "attempts",
+        "chunks",
+        "first_chunk_at",
+        "request",
+        "since",
+        "stage",
+        "started_at",
+        "tried",
+    )
+
+    def __init__(self, routed: Routed, request: Request, reply: Reply) -> None:
+        self._routed = routed
+        self._reply = reply
+        self._call: Call | None = None
+        self._lease: Lease | None = None
+        self._paused = False
+        self._pausing: asyncio.TimerHandle | None = None
+        self.request = request
+        self.stage = Stage.PAUSING
+        self.started_at = self.since = request.arrived_at
+        """`since`: when the present stage began, or the last sign of life of an answer."""
+        self.first_chunk_at = 0.0
+        self.chunks = 0
+        self.attempts = 0
+        self.tried: tuple[NodeState, ...] = ()
+
+    @property
+    def node(self) -> str:
+        """The node that has the request now; empty while none has."""
+        return self._lease.state.node.name if self._lease is not None else ""
+
+    def advance(self) -> None:
+        """Choose a node and send; or wait, or fail."""
+        self._pausing = None
+        state = self._routed.choose(self)
+        if state is not None:
+            self.send(state)
+
+    def send(self, state: NodeState) -> None:
+        """Hand the request to this node."""
+        fleet = self._routed.fleet
+        self.stage = Stage.SENT
+        self.since = fleet.clock()
+        self.attempts += 1
+        lease = self._lease = fleet.lease(state)
+        call = fleet.client(state.node.name).start(self.request, self)
+        if self._lease is lease:
+            self._call = call
+            if self._paused:
+                call.pause()
+
+    # Call
+
+    def cancel(self) -> None:
+        """End the request without an answer: the client left."""
+        self._drop(Outcome.NEITHER)
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        self.since = self._routed.fleet.clock()  # the silence was ours, not the node's
+        if self._call is not None:
+            self._call.resume()
+
+    def end_by_operator(self) -> None:
+        """End the request and tell the client."""
+        self._drop(Outcome.NEITHER, Cancelled("An operator cancelled the request."))
+
+    # Reply
+
+    def head(self, head: Head) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        self.stage = Stage.ANSWERING
+        head.reason = self._reason(lease.state)
+        self._reply.head(head)
+
+    def chunk(self, data: bytes) -> None:
+        now = self.since = self._routed.fleet.clock()
+        if not self.chunks:
+            self.first_chunk_at = now
+        self.chunks += 1
+        self._reply.chunk(data)
+
+    def end(self, usage: Usage | None) -> None:
+        if self._settle(Outcome.GOOD):
+            self._finish()
+            self._reply.end(usage)
+
+    def fail(self, error: SutazaiError) -> None:
+        if self.stage is Stage.DONE:
+            return
+        routed = self._routed
+        lease = self._lease
+        if lease is not None:
+            routed.on_fault(lease.state.node.name, self.request.model, error)
+            self.tried = (*self.tried, lease.state)
+        said_something = self.stage is Stage.ANSWERING
+        if (
+            lease is not None
+            and not said_something
+            and is_retryable(error)
+            and self.attempts < routed.retry.attempts
+            and routed.budget.take(routed.fleet.clock())
+        ):
+            self.stage = Stage.PAUSING
+            self._settle(outcome_of(error), error.message)
+            pause = pause_s(self.attempts, routed.retry, routed.random)
+            self._pausing = asyncio.get_running_loop().call_later(pause, self.advance)
+        else:
+            self._drop(outcome_of(error), error)
+
+    # parts
+
+    def check(self, now: float, patience: Patience) -> None:
+        """Whether a time limit has passed."""
+        silent_s = now - self.since
+        if now - self.request.arrived_at > patience.total_s:
+            self._time_out(f"The answer was not complete after {patience.total_s:g} s")
+        elif self.stage is Stage.WAITING and silent_s > patience.max_wait_s:
+            message = f"No slot became free within {patience.max_wait_s:g} s; come back later."
+            self._drop(Outcome.NEITHER, Overloaded(message, retry_after_s=5))
+        elif self.stage not in {Stage.SENT, Stage.ANSWERING} or self._paused:
+            return
+        elif not self.chunks and silent_s > patience.first_token_s:
+            self._time_out(f"The node {self.node} gave no token within {patience.first_token_s:g} s")
+        elif self.chunks and silent_s > patience.idle_s:
+            self._time_out(f"The node {self.node} fell silent for {patience.idle_s:g} s")
+
+    def _time_out(self, what: str) -> None:
+        error = NodeTimeout(f"{what}.", node=self.node)
+        if self._lease is not None:
+            self._routed.on_fault(self.node, self.request.model, error)
+        self._drop(Outcome.GONE, error)
+
+    def _drop(self, outcome: Outcome, error: SutazaiError | None = None) -> None:
+        """End in whatever stage this is; tell the client where there is something to tell."""
+        if self.stage is Stage.DONE:
+            return
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+        if self._pausing is not None:
+            self._pausing.cancel()
+        why = error.message if error is not None else ""
+        self._finish()
+        self._settle(outcome, why)
+        if error is not None:
+            self._reply.fail(error)
+
+    def _finish(self) -> None:
+        self._routed.leave(self)
+        self.stage = Stage.DONE
+
+    def _settle(self, outcome: Outcome, why: str = "") -> bool:
+        """End the lease; False where there is none, so the caller is late."""
+        lease, self._lease = self._lease, None
+        self._call = None
+        if lease is None:
+            return False
+        lease.end(outcome, why)
+        return True
+
+    def _reason(self, state: NodeState) -> str:
+        warmth = "warm" if is_warm(state, self.request.model) else "cold"
+        again = f"; attempt {self.attempts}" if self.attempts > 1 else ""
+        return f"{warmth}, least connections; {state.in_flight} of {state.slots} slots{again}"
+
+
+def _all_down(model: str, candidates: object) -> NoHealthyNode:
+    names = ", ".join(
+        f"{state.node.name} ({state.last_error or 'not probed yet'})"
+        for state in candidates  # type: ignore[attr-defined]
+    )
+    return NoHealthyNode(f"Every node with {model!r} is down: {names}", retry_after_s=5)

@@ -1,0 +1,123 @@
+"""
+Choosing a node: filter, score, pick.
+
+Filter: healthy, staying, has the model (the caller gives only such), and room in its line. Score: warm before cold,
+then the fewest requests relative to slots. Pick: the best, ties by random.
+
+Failures are load. A node that fails fast has few requests in flight and would draw all of them (the black hole of
+least connections), so each failure counts as a request still in flight for a while, and a node that has such ghosts
+loses its privilege of being warm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sutazai.core.node import Health, NodeState
+
+FORGET = 0.01
+"""A penalty below this is none."""
+GENTLEST_RAMP = 0.1
+"""A node that just came back counts with a tenth of its slots."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRules:
+    """What the settings say about routing."""
+
+    head_start: int
+    """Requests a node may hold beyond its slots."""
+    slow_start_s: float
+    failure_penalty_s: float
+    """Time in which a penalty falls to about a third (1/e would be exact for a continuous decay; we halve)."""
+
+
+def penalty_now(state: NodeState, now: float, rules: RoutingRules) -> float:
+    """Failed requests that still count as in flight; halves every 0.7 of `failure_penalty_s`."""
+    if state.penalty < FORGET:
+        return 0.0
+    age_s = now - state.penalty_at
+    if rules.failure_penalty_s <= 0:
+        return 0.0
+    left: float = state.penalty * 0.5 ** (age_s / (0.7 * rules.failure_penalty_s))
+    return left if left >= FORGET else 0.0
+
+
+def ramp(state: NodeState, now: float, rules: RoutingRules) -> float:
+    """Share of its slots that a node counts with, 0.1 to 1.0: slow start after it came back."""
+    age_s = now - state.up_since
+    if age_s >= rules.slow_start_s:
+        return 1.0
+    return max(GENTLEST_RAMP, age_s / rules.slow_start_s)
+
+
+def load(state: NodeState, now: float, rules: RoutingRules) -> float:
+    """
+    Requests relative to slots; 1.0 is a full node.
+
+    Requests of other clients, as the last probe saw them, count too: a pool is seldom ours alone.
+    """
+    busy: float = state.in_flight + state.foreign
+    if state.penalty:
+        busy += penalty_now(state, now, rules)
+    slots = state.slots
+    if now - state.up_since < rules.slow_start_s:
+        return busy / (slots * ramp(state, now, rules))
+    return busy / slots
+
+
+def is_warm(state: NodeState, model: str) -> bool:
+    """Whether the model is in the node's memory, as far as it tells."""
+    return state.loaded is None or model in state.loaded
+
+
+def has_room(state: NodeState, rules: RoutingRules) -> bool:
+    """Whether one more request may be handed to the node."""
+    return state.health is Health.UP and not state.draining and state.in_flight < state.slots + rules.head_start
+
+
+def pick(
+    candidates: Sequence[NodeState],
+    model: str,
+    *,
+    now: float,
+    rules: RoutingRules,
+    random: Callable[[], float],
+    tried: Sequence[NodeState] = (),
+) -> NodeState | None:
+    """
+    The node for one request.
+
+    Args:
+        candidates: nodes that have the model, in any order.
+        now: monotonic seconds.
+        random: uniform in [0, 1).
+        tried: nodes that failed this request already; chosen only when no other has room.
+
+    Returns:
+        None when no candidate has room.
+    """
+    best: NodeState | None = None
+    best_score = (9, 0.0)
+    ties = 0
+    for state in candidates:
+        if not has_room(state, rules):
+            continue
+        score = (_tier(state, model, now, rules, tried), load(state, now, rules))
+        if best is None or score < best_score:
+            best, best_score, ties = state, score, 1
+        elif score == best_score:
+            ties += 1
+            if random() * ties < 1.0:
+                best = state
+    return best
+
+
+def _tier(state: NodeState, model: str, now: float, rules: RoutingRules, tried: Sequence[NodeState]) -> int:
+    """0 warm, 1 cold or failing, 2 failed this very request."""
+    if tried and state in tried:
+        return 2
+    if not is_warm(state, model) or (state.penalty and penalty_now(state, now, rules) >= 1.0):
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Settings as frozen groups (`model`), read in one place (`load`)."""
