@@ -28,7 +28,8 @@ log = structlog.get_logger("sutazai.edge")
 class AsgiCycle:
     """The `Cycle` of a request that the application answers."""
 
-    def __init__(self, server: Server, connection: ClientConnection, incoming: Incoming) -> None:
+    def __init__(self, server: Server, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
+        self._body = body
         self._server = server
         self._connection = connection
         self._incoming = incoming
@@ -76,7 +77,7 @@ class AsgiCycle:
     async def _receive(self) -> Message:
         if not self._body_given:
             self._body_given = True
-            return {"type": "http.request", "body": self._incoming.body, "more_body": False}
+            return {"type": "http.request", "body": self._body, "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
@@ -173,7 +174,7 @@ class AsgiCycle:
     def _finish(self) -> None:
         if not self._done:
             self._done = True
-            self._connection.done(self._incoming, keep_alive=self._incoming.keep_alive)
+            self._connection.done(len(self._body), keep_alive=self._incoming.keep_alive)
 
 
 _OURS = "Something went wrong in the gateway itself; its log has the details under this request's id."

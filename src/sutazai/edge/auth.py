@@ -45,9 +45,12 @@ class Gatekeeper:
         self._origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
         self._callers: dict[bytes, Caller] = {}
         self._good_hosts: set[bytes] = set()
+        self.generation = 0
+        """Changes whenever what was admitted before might not be now."""
 
     def learn(self, keys: Iterable[ApiKey]) -> None:
         """The keys that count from now on; revoked ones do not."""
+        self.generation += 1
         self._callers = {key.digest: Caller(key.id, key.tenant, key.role) for key in keys if key.revoked_at is None}
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from copy import copy
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -18,6 +19,8 @@ import structlog
 
 from sutazai.core.errors import BadRequest, Overloaded, SutazaiError, TooLarge, Unauthorized
 from sutazai.core.request import Dialect, Endpoint
+from sutazai.dialects.known_head import KnownHead
+from sutazai.edge import exchange as fast_lane
 from sutazai.edge.auth import ANONYMOUS, Caller
 from sutazai.edge.errors import answer_to
 from sutazai.settings.model import Server as Limits
@@ -61,7 +64,6 @@ class Incoming:
     """A request as it was parsed."""
 
     __slots__ = (
-        "body",
         "caller",
         "endpoint",
         "error",
@@ -84,7 +86,6 @@ class Incoming:
         self.keep_alive = True
         self.endpoint: Endpoint | None = None
         self.caller: Caller = ANONYMOUS
-        self.body = b""
         self.error: tuple[SutazaiError, int | None] | None = None
         """What is wrong with it, and the status where the error's own is not meant."""
 
@@ -111,13 +112,18 @@ class ClientConnection(asyncio.Protocol):
     """The server's side of one TCP connection."""
 
     __slots__ = (
+        "_awaited",
         "_body",
         "_body_size",
         "_chunk",
+        "_first",
         "_headers",
         "_in_body",
         "_in_message",
         "_incoming",
+        "_known",
+        "_known_by",
+        "_known_incoming",
         "_loop",
         "_parser",
         "_queue",
@@ -137,7 +143,8 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._loop = server.loop
         self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[Incoming] = deque()
+        self._queue: deque[tuple[Incoming, bytes]] = deque()
+        """Requests that were read and wait for those before them, with their bodies."""
         self.cycle: Cycle | None = None
         self.since = self._loop.time()
         """When the present phase began: idle, reading a head, reading a body."""
@@ -145,6 +152,14 @@ class ClientConnection(asyncio.Protocol):
         """Since when the client reads nothing of an answer; 0.0 while it does."""
         self._chunk = 0
         """Bytes of the last read."""
+        self._first = b""
+        """The read with which the present message began."""
+        self._known: KnownHead | None = None
+        """The last head that was parsed and found good, what it came to, and under which keys."""
+        self._known_incoming = Incoming()
+        self._known_by = 0
+        self._awaited = 0
+        """Bytes of the body that are missing after a known head."""
         self._in_message = False
         self._in_body = False
         self._refused = False
@@ -168,8 +183,8 @@ class ClientConnection(asyncio.Protocol):
         self.server.closed(self)
         self._release_body()
         waiting, self._queue = self._queue, deque()
-        for incoming in waiting:
-            self.server.buffered_bytes -= len(incoming.body)
+        for _, body in waiting:
+            self.server.buffered_bytes -= len(body)
         if self.cycle is not None:
             self.cycle.client_left()
 
@@ -179,10 +194,16 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._awaited:
+            self._take_body(data)
+            return
         self._chunk = len(data)
         if not self._in_message and not self._queue and self.cycle is None:
+            if self._known is not None and self._recognised(data, self._known):
+                return
             self.since = self._loop.time()
             self._in_message = True
+            self._first = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -199,6 +220,47 @@ class ClientConnection(asyncio.Protocol):
                 if self._size > self.limits.max_head_bytes and not self._refused:
                     self._refuse(self._head_too_large(), 431)
         self._answer_next()
+
+    def _recognised(self, data: bytes, known: KnownHead) -> bool:
+        """Whether this is a request with the head of the one before; then it is answered, or its body awaited."""
+        found = known.body_of(data)
+        server = self.server
+        if found is None or self._known_by != server.gatekeeper.generation:
+            return False
+        start, length = found
+        missing = length - (len(data) - start)
+        if missing < 0 or length > self.limits.max_body_bytes or length == 0:
+            return False
+        if server.buffered_bytes + length > self.limits.max_buffered_bytes:
+            return False
+        server.buffered_bytes += len(data) - start
+        if missing:
+            self._in_body = True
+            self._awaited = missing
+            self._body = [data[start:]]
+            self._body_size = len(data) - start
+            self._incoming = self._known_incoming
+            self.since = self._loop.time()
+        else:
+            self._begin_answer(self._known_incoming, data[start:])
+        return True
+
+    def _take_body(self, data: bytes) -> None:
+        """More of the body that follows a known head."""
+        size = min(len(data), self._awaited)
+        self._awaited -= size
+        self._body.append(data if size == len(data) else data[:size])
+        self._body_size += size
+        self.server.buffered_bytes += size
+        if self._awaited:
+            return
+        self._in_body = False
+        body, self._body, self._body_size = b"".join(self._body), [], 0
+        self._queue.append((self._known_incoming, body))
+        if size < len(data):
+            self.data_received(data[size:])
+        else:
+            self._answer_next()
 
     def pause_writing(self) -> None:
         self.stalled_since = self._loop.time()
@@ -289,12 +351,18 @@ class ClientConnection(asyncio.Protocol):
         if self._refused:
             return
         incoming = self._incoming
-        body = self._body
+        parts = self._body
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         if body:
-            incoming.body = body[0] if len(body) == 1 else b"".join(body)
             self._body = []
             self._body_size = 0
-        self._queue.append(incoming)
+        if self._first:
+            if incoming.endpoint is not None and incoming.error is None and incoming.http11:
+                self._known = KnownHead.of(self._first) if b"expect" not in incoming.headers else None
+                self._known_incoming = incoming
+                self._known_by = self.server.gatekeeper.generation
+            self._first = b""
+        self._queue.append((incoming, body))
         if len(self._queue) == MAX_PIPELINED:
             self.transport.pause_reading()
 
@@ -304,29 +372,32 @@ class ClientConnection(asyncio.Protocol):
         """Answer the next request in line, unless one is being answered."""
         if not self._queue or self.cycle is not None or self.transport.is_closing():
             return
-        incoming = self._queue.popleft()
+        incoming, body = self._queue.popleft()
         if len(self._queue) == MAX_PIPELINED - 1 and not self._refused:
             self.transport.resume_reading()
+        self._begin_answer(incoming, body)
+
+    def _begin_answer(self, incoming: Incoming, body: bytes) -> None:
         try:
-            self._answer(incoming)
+            self._answer(incoming, body)
         except Exception:  # the border of a request
             log.exception("request failed", path=incoming.path.decode("latin-1")[:200])
             self.transport.abort()
 
-    def _answer(self, incoming: Incoming) -> None:
+    def _answer(self, incoming: Incoming, body: bytes) -> None:
         if incoming.error is not None:
-            self._send_error(incoming)
+            self._send_error(incoming, len(body))
         elif incoming.method == b"OPTIONS" and b"access-control-request-method" in incoming.headers:
-            self._answer_preflight(incoming)
+            self._answer_preflight(incoming, len(body))
         elif incoming.endpoint is not None:
-            self.server.begin_exchange(self, incoming)
+            fast_lane.begin(self.server, self, incoming, body)
         else:
-            self.server.begin_asgi(self, incoming)
+            self.server.begin_asgi(self, incoming, body)
 
-    def done(self, incoming: Incoming, *, keep_alive: bool) -> None:
-        """The answer to this request is written; called by its cycle."""
+    def done(self, body_bytes: int, *, keep_alive: bool) -> None:
+        """The answer to a request with a body of that size is written; called by its cycle."""
         self.cycle = None
-        self.server.buffered_bytes -= len(incoming.body)
+        self.server.buffered_bytes -= body_bytes
         if not keep_alive or self.server.draining:
             self._close()
             return
@@ -334,7 +405,7 @@ class ClientConnection(asyncio.Protocol):
         if self._queue:
             self._answer_next()  # as deep as the line is long at most
 
-    def _answer_preflight(self, incoming: Incoming) -> None:
+    def _answer_preflight(self, incoming: Incoming, body_bytes: int) -> None:
         """A browser asks whether a page may call."""
         self.transport.write(
             b"%bcontent-length: 0\r\naccess-control-allow-methods: GET, POST, DELETE\r\n"
@@ -343,9 +414,9 @@ class ClientConnection(asyncio.Protocol):
             b"x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout\r\n"
             b"access-control-max-age: 600\r\n%b\r\n" % (self.server.heads.prefix(204), self.server.cors(incoming))
         )
-        self.done(incoming, keep_alive=incoming.keep_alive)
+        self.done(body_bytes, keep_alive=incoming.keep_alive)
 
-    def _send_error(self, incoming: Incoming) -> None:
+    def _send_error(self, incoming: Incoming, body_bytes: int) -> None:
         error, status = incoming.error or (BadRequest("The request was refused."), None)
         answer = answer_to(error, incoming.dialect)
         status = status or answer.status
@@ -370,18 +441,19 @@ class ClientConnection(asyncio.Protocol):
             )
         )
         self.server.refused(incoming, status, error)
-        self.done(incoming, keep_alive=keep_alive)
+        self.done(body_bytes, keep_alive=keep_alive)
 
     def _refuse(self, error: SutazaiError, status: int | None = None) -> None:
         """Answer with an error, after those before it, and read nothing more."""
         self._refused = True
+        self._awaited = 0
         self._release_body()
-        incoming = self._incoming
+        incoming = copy(self._incoming)  # of a known head the original serves again
         incoming.error = (error, status)
         incoming.keep_alive = False
         if not self.transport.is_closing():
             self.transport.pause_reading()
-        self._queue.append(incoming)
+        self._queue.append((incoming, b""))
 
     def _release_body(self) -> None:
         self.server.buffered_bytes -= self._body_size

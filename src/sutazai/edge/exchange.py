@@ -106,6 +106,14 @@ class Exchange:
             self._write_part(self._held)
             self._write_part(data)
 
+    def whole(self, head: Head, body: bytes, usage: Usage | None) -> None:
+        self.head_seen = head
+        self._first_at = self._server.clock()
+        self.chunks = 1
+        length = b"content-length: %d\r\n" % len(body)
+        self._connection.transport.write(self._head_bytes(head.status, head.content_type, length) + body)
+        self._finish(head.status, usage, "", self._first_at)
+
     def end(self, usage: Usage | None) -> None:
         transport = self._connection.transport
         if self._headed:
@@ -224,7 +232,7 @@ class Exchange:
         self._connection.transport.write(head + body)
         self._finish(answer.status, None, error.message)
 
-    def _finish(self, status: int, usage: Usage | None, error: str) -> None:
+    def _finish(self, status: int, usage: Usage | None, error: str, now: float | None = None) -> None:
         self._done = True
         self._call = None
         server = self._server
@@ -234,16 +242,16 @@ class Exchange:
             self.request,
             node=head.node if head is not None else "",
             status=status,
-            now=server.clock(),
+            now=now or server.clock(),
             first_at=self._first_at,
             chunks=self.chunks,
             usage=usage,
             error=error,
         )
-        self._connection.done(self._incoming, keep_alive=self._incoming.keep_alive)
+        self._connection.done(len(self.request.body), keep_alive=self._incoming.keep_alive)
 
 
-def begin(server: Server, connection: ClientConnection, incoming: Incoming) -> None:
+def begin(server: Server, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
     """Read an inference request and start it, or say what is wrong with it."""
     endpoint = incoming.endpoint
     assert endpoint is not None  # noqa: S101 - the connection looked
@@ -252,7 +260,7 @@ def begin(server: Server, connection: ClientConnection, incoming: Incoming) -> N
         endpoint,
         "",
         False,
-        incoming.body,
+        body,
         incoming.caller.tenant,
         incoming.caller.key_id,
         server.clock(),

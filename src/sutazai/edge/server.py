@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from sutazai.core.errors import SutazaiError
-from sutazai.edge import exchange as fast_lane
 from sutazai.edge.asgi import AsgiCycle
 from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.connection import ClientConnection, Incoming
@@ -159,13 +158,9 @@ class Server:
         """Whether this address needs neither key nor a known host name."""
         return path in OPEN_TO_ALL
 
-    def begin_exchange(self, connection: ClientConnection, incoming: Incoming) -> None:
-        """Answer inference."""
-        fast_lane.begin(self, connection, incoming)
-
-    def begin_asgi(self, connection: ClientConnection, incoming: Incoming) -> None:
-        """Answer anything else."""
-        cycle = AsgiCycle(self, connection, incoming)
+    def begin_asgi(self, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
+        """Answer anything but inference."""
+        cycle = AsgiCycle(self, connection, incoming, body)
         connection.cycle = cycle
         cycle.begin()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 from sutazai.core.request import Request, Usage
-from sutazai.telemetry.logs import AccessLog, AccessRecord
+from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
 
 
@@ -72,21 +71,4 @@ class Accounts:
             output_tokens=output_tokens,
         )
         if self._access_log is not None:
-            self._access_log.note(
-                AccessRecord(
-                    at=time.time(),
-                    request_id=request.id,
-                    endpoint=request.endpoint.path,
-                    model=request.model,
-                    node=node,
-                    status=status,
-                    duration_ms=round(duration_s * 1000, 2),
-                    tenant=request.tenant,
-                    key=request.key_id,
-                    stream=request.stream,
-                    ttft_ms=None if ttft_s is None else round(ttft_s * 1000, 2),
-                    input_tokens=input_tokens,
-                    output_tokens=output_tokens,
-                    error=error,
-                )
-            )
+            self._access_log.note(request, node, status, duration_s, ttft_s, (input_tokens, output_tokens), error)

@@ -60,6 +60,10 @@ class Stage(enum.Enum):
     DONE = "done"
 
 
+# an enum's member costs a look-up in its class each time
+SENT, ANSWERING, DONE = Stage.SENT, Stage.ANSWERING, Stage.DONE
+
+
 class Routed:
     """Answers requests from the fleet."""
 
@@ -98,7 +102,7 @@ class Routed:
         if self._line and self._is_waited_for(request.model):
             self._wait(run)
         else:
-            run.advance()
+            run.advance(request.arrived_at)
         return run
 
     def adopt(self, *, patience: Patience, retry: RetryRules) -> None:
@@ -116,12 +120,12 @@ class Routed:
         """Place in line, from 1; 0 for one that is not in line."""
         return self._line.index(run) + 1 if run.stage is Stage.WAITING else 0
 
-    def choose(self, run: Run) -> NodeState | None:
+    def choose(self, run: Run, now: float) -> NodeState | None:
         """The node for the next attempt, or None when the request has to wait or was refused."""
         model = run.request.model
         fleet = self.fleet
         candidates = fleet.candidates(model)
-        state = pick(candidates, model, now=fleet.clock(), rules=fleet.rules, random=self.random, tried=run.tried)
+        state = pick(candidates, model, now=now, rules=fleet.rules, random=self.random, tried=run.tried)
         if state is not None:
             return state
         if not candidates:
@@ -160,7 +164,7 @@ class Routed:
             if state is None:
                 return False
             self._line.remove(run)
-            run.send(state)
+            run.send(state, self.fleet.clock())
         else:
             self._line.remove(run)
             run.fail(_all_down(run.request.model, candidates))
@@ -239,18 +243,17 @@ class Run:
         """The node that has the request now; empty while none has."""
         return self._lease.state.node.name if self._lease is not None else ""
 
-    def advance(self) -> None:
+    def advance(self, now: float) -> None:
         """Choose a node and send; or wait, or fail."""
-        self._pausing = None
-        state = self._routed.choose(self)
+        state = self._routed.choose(self, now)
         if state is not None:
-            self.send(state)
+            self.send(state, now)
 
-    def send(self, state: NodeState) -> None:
+    def send(self, state: NodeState, now: float) -> None:
         """Hand the request to this node."""
         fleet = self._routed.fleet
-        self.stage = Stage.SENT
-        self.since = fleet.clock()
+        self.stage = SENT
+        self.since = now
         self.attempts += 1
         lease = self._lease = fleet.lease(state)
         call = fleet.client(state.node.name).start(self.request, self)
@@ -258,6 +261,10 @@ class Run:
             self._call = call
             if self._paused:
                 call.pause()
+
+    def _try_again(self) -> None:
+        self._pausing = None
+        self.advance(self._routed.fleet.clock())
 
     # Call
 
@@ -286,7 +293,7 @@ class Run:
         lease = self._lease
         if lease is None:
             return
-        self.stage = Stage.ANSWERING
+        self.stage = ANSWERING
         head.reason = self._reason(lease.state)
         self._reply.head(head)
 
@@ -296,6 +303,15 @@ class Run:
             self.first_chunk_at = now
         self.chunks += 1
         self._reply.chunk(data)
+
+    def whole(self, head: Head, body: bytes, usage: Usage | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        head.reason = self._reason(lease.state)
+        self._settle(Outcome.GOOD)
+        self._finish()
+        self._reply.whole(head, body, usage)
 
     def end(self, usage: Usage | None) -> None:
         if self._settle(Outcome.GOOD):
@@ -321,7 +337,7 @@ class Run:
             self.stage = Stage.PAUSING
             self._settle(outcome_of(error), error.message)
             pause = pause_s(self.attempts, routed.retry, routed.random)
-            self._pausing = asyncio.get_running_loop().call_later(pause, self.advance)
+            self._pausing = asyncio.get_running_loop().call_later(pause, self._try_again)
         else:
             self._drop(outcome_of(error), error)
 
@@ -365,7 +381,7 @@ class Run:
 
     def _finish(self) -> None:
         self._routed.leave(self)
-        self.stage = Stage.DONE
+        self.stage = DONE
 
     def _settle(self, outcome: Outcome, why: str = "") -> bool:
         """End the lease; False where there is none, so the caller is late."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sutazai.core.node import Health, NodeState
 
+UP = Health.UP
 FORGET = 0.01
 """A penalty below this is none."""
 GENTLEST_RAMP = 0.1
@@ -99,15 +100,23 @@ def pick(
         None when no candidate has room.
     """
     best: NodeState | None = None
-    best_score = (9, 0.0)
+    best_tier, best_load = 9, 0.0
     ties = 0
+    head_start = rules.head_start
+    steady_since = now - rules.slow_start_s
     for state in candidates:
-        if not has_room(state, rules):
+        # what `has_room` and `load` say, written out: this loop runs for every request over every node
+        slots = state.slots
+        if state.in_flight >= slots + head_start or state.health is not UP or state.draining:
             continue
-        score = (_tier(state, model, now, rules, tried), load(state, now, rules))
-        if best is None or score < best_score:
-            best, best_score, ties = state, score, 1
-        elif score == best_score:
+        if tried or state.penalty or state.up_since > steady_since:
+            tier, busy = _tier(state, model, now, rules, tried), load(state, now, rules)
+        else:
+            tier = 0 if state.loaded is None or model in state.loaded else 1
+            busy = (state.in_flight + state.foreign) / slots
+        if best is None or tier < best_tier or (tier == best_tier and busy < best_load):
+            best, best_tier, best_load, ties = state, tier, busy, 1
+        elif tier == best_tier and busy == best_load:
             ties += 1
             if random() * ties < 1.0:
                 best = state

@@ -7,7 +7,8 @@ same stages run in a simulator without an event loop. See `docs/adr/0002-replies
 
 The contract, for both sides:
 
-- `Reply` gets `head`, any number of `chunk`, and exactly one of `end` or `fail`; or `fail` alone. Nothing after.
+- `Reply` gets `head`, any number of `chunk`, and exactly one of `end` or `fail`; or `whole` alone; or `fail` alone.
+  Nothing after.
 - Calls arrive on the event loop's thread. `start` may answer before it returns.
 - `Call.cancel` ends the request from the outside: the node's connection is dropped at once, and the reply hears
   nothing more.
@@ -34,6 +35,9 @@ class Reply(Protocol):
 
     def end(self, usage: Usage | None) -> None:
         """The answer is complete; `usage` is None where the node did not tell."""
+
+    def whole(self, head: Head, body: bytes, usage: Usage | None) -> None:
+        """The complete answer at once, in place of `head`, `chunk` and `end`."""
 
     def fail(self, error: SutazaiError) -> None:
         """The answer broke off, or never began."""

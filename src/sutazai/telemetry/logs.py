@@ -1,8 +1,8 @@
 """
 Logs as events, one line each, to standard error.
 
-Events go through structlog. The line for each request does not: it is kept as a tuple on the request path and written
-in batches by a thread, so that neither formatting nor a slow terminal is waited for. When the reader of the log is
+Events go through structlog. The line for each request does not: it is put together by hand and written in batches by a
+thread, so that a slow terminal is never waited for. When the reader of the log is
 stuck, lines past a bound are dropped and counted, and the count is logged.
 """
 
@@ -12,13 +12,17 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
 import msgspec
 import structlog
 
+from sutazai.core.request import Request
+
 MAX_PENDING = 20_000
+MAX_CONSTANTS = 2000
 FLUSH_S = 0.2
 
 
@@ -47,34 +51,23 @@ def _to_json(event: dict[str, Any], **_: object) -> str:
     return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
-class AccessRecord(msgspec.Struct, omit_defaults=True, tag_field="event", tag="request"):
-    """One request as it is logged."""
-
-    at: float | str
-    """Unix seconds until it is written, RFC 3339 in the log."""
-    request_id: str
-    endpoint: str
-    model: str
-    node: str
-    status: int
-    duration_ms: float
-    tenant: str = ""
-    key: str = ""
-    stream: bool | None = None
-    ttft_ms: float | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    error: str = ""
-
-
 class AccessLog:
-    """Lines of requests, written behind."""
+    """
+    One line for each request, written behind.
 
-    def __init__(self, out: IO[str], *, form: Literal["json", "text"]) -> None:
+    A line is formatted at once, while all it tells is in the processor's cache (formatting thousands of records later
+    cost ten times as much), and a thread writes what has come together.
+    """
+
+    def __init__(self, out: IO[str], *, form: Literal["json", "text"], wall_s: Callable[[], float] = time.time) -> None:
         self._out = out
-        self._form = form
-        self._pending: list[AccessRecord] = []
+        self._is_json = form == "json"
+        self._wall_s = wall_s
+        self._lines: list[str] = []
         self._dropped = 0
+        self._second = -1
+        self._moment = ""
+        self._constants: dict[tuple[str, str, str, str, str, bool], str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="access log", daemon=True)
 
@@ -82,17 +75,60 @@ class AccessLog:
         """Begin to write."""
         self._thread.start()
 
-    def note(self, record: AccessRecord) -> None:
-        """Keep a line to be written; at most a microsecond."""
-        if len(self._pending) < MAX_PENDING:
-            self._pending.append(record)
-        else:
+    def note(
+        self,
+        request: Request,
+        node: str,
+        status: int,
+        duration_s: float,
+        ttft_s: float | None,
+        usage: tuple[int, int],
+        error: str,
+    ) -> None:
+        """Keep a line to be written; about two microseconds."""
+        if len(self._lines) >= MAX_PENDING:
             self._dropped += 1
+            return
+        at = self._wall_s()
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._moment = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        # after the fraction of the second, in milliseconds
+        when = f"{self._moment}.{int((at - second) * 1000):03d}Z"
+        if self._is_json:
+            first = "" if ttft_s is None else f',"ttft_ms":{ttft_s * 1000:.2f}'
+            end = f',"error":{_quoted(error)}}}\n' if error else "}\n"
+            line = (
+                f'{{"event":"request","at":"{when}","request_id":"{request.id}",{self._constant(request, node)},'
+                f'"status":{status},"duration_ms":{duration_s * 1000:.2f}{first},'
+                f'"input_tokens":{usage[0]},"output_tokens":{usage[1]}{end}'
+            )
+        else:
+            first = "" if ttft_s is None else f" first {ttft_s * 1000:.0f} ms"
+            line = (
+                f"{when[11:19]} {status} {request.endpoint.path} {request.model} -> {node or '-'} "
+                f"{duration_s * 1000:.1f} ms{first} {usage[0]}+{usage[1]} tokens {request.id} {error}".rstrip()
+                + "\n"
+            )
+        self._lines.append(line)
 
     def stop(self) -> None:
         """Write what is left and end; blocks for at most two seconds."""
         self._stopping.set()
         self._thread.join(timeout=2.0)
+
+    def _constant(self, request: Request, node: str) -> str:
+        """What is the same for all requests of a key to a model on a node."""
+        key = (request.endpoint.path, request.model, node, request.tenant, request.key_id, request.stream)
+        constant = self._constants.get(key)
+        if constant is None:
+            names = ("endpoint", "model", "node", "tenant", "key")
+            pairs = [f'"{name}":{_quoted(value)}' for name, value in zip(names, key[:5], strict=True) if value]
+            constant = ",".join([*pairs, f'"stream":{"true" if request.stream else "false"}'])
+            if len(self._constants) < MAX_CONSTANTS:
+                self._constants[key] = constant
+        return constant
 
     def _write_on(self) -> None:
         while not self._stopping.wait(FLUSH_S):
@@ -100,37 +136,20 @@ class AccessLog:
         self._flush()
 
     def _flush(self) -> None:
-        records, self._pending = self._pending, []
+        count = len(self._lines)
+        lines = self._lines[:count]
+        del self._lines[:count]  # what came meanwhile stays: each step is one step to other threads
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self._out.write(f'{{"event":"access lines dropped","level":"warning","count":{dropped}}}\n')
-        if not records:
+            lines.append(f'{{"event":"access lines dropped","level":"warning","count":{dropped}}}\n')
+        if not lines:
             return
-        write = _json_line if self._form == "json" else _text_line
         try:
-            self._out.write("".join(map(write, records)))
+            self._out.write("".join(lines))
             self._out.flush()
         except (OSError, ValueError):  # the reader is gone: requests matter more than their log
             return
 
 
-def _json_line(record: AccessRecord) -> str:
-    record.at = _rfc3339(record.at)
-    return msgspec.json.encode(record).decode() + "\n"
-
-
-def _text_line(record: AccessRecord) -> str:
-    tokens = (
-        f" {record.input_tokens or 0}+{record.output_tokens or 0} tokens" if record.output_tokens is not None else ""
-    )
-    first = f" first {record.ttft_ms:.0f} ms" if record.ttft_ms is not None else ""
-    moment = time.strftime("%H:%M:%S", time.localtime(float(record.at)))
-    return (
-        f"{moment} {record.status} {record.endpoint} {record.model} -> {record.node or '-'}"
-        f" {record.duration_ms:.1f} ms{first}{tokens} {record.request_id} {record.error}".rstrip()
-        + "\n"
-    )
-
-
-def _rfc3339(at: float | str) -> str:
-    return datetime.fromtimestamp(float(at), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()

@@ -118,14 +118,17 @@ class HttpCall:
 
     # Receiver
 
-    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         self._status = status
         if status >= 300:
             self._retry_after_s = _seconds(headers.get(b"retry-after", b""))
             return
-        content_type = self._reading.content_type or headers.get(b"content-type", b"application/json")
-        length = headers.get(b"content-length") if self._reading.content_type is None else None
-        head = Head(status, content_type, int(length) if length is not None else None, self._pool.node, "")
+        content_type = self._reading.content_type
+        if content_type is None:
+            content_type = headers.get(b"content-type", b"application/json")
+        else:
+            length = None
+        head = Head(status, content_type, length, self._pool.node, "")
         if self._stream:
             self._reply.head(head)  # type: ignore[union-attr]
         else:
@@ -160,15 +163,18 @@ class HttpCall:
         except ValueError as error:
             self._give_up(str(error))
             return
-        if self._head is not None:
-            self._let_go()
-        reply = self._reply
-        if rest and reply is not None:
+        reply, self._reply = self._reply, None
+        if reply is None:
+            return
+        head, held = self._head, self._held
+        if head is not None:
+            if rest:
+                held.append(rest)
+            reply.whole(head, held[0] if len(held) == 1 else b"".join(held), self._reading.result())
+            return
+        if rest:
             reply.chunk(rest)
-            reply = self._reply
-        if reply is not None:
-            self._reply = None
-            reply.end(self._reading.result())
+        reply.end(self._reading.result())
 
     def on_lost(self, error: NodeFault, *, untouched: bool) -> None:
         self._connection = None

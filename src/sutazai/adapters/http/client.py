@@ -159,7 +159,7 @@ class _Exchange:
                 self._connection.resume()
             yield part
 
-    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         self.status = status
         self.headers = headers
 

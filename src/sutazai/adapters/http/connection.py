@@ -14,18 +14,24 @@ import httptools
 
 from sutazai.adapters.http.address import Address, tls_context
 from sutazai.core.errors import NodeFault, NodeTimeout, NodeUnreachable
+from sutazai.dialects.known_head import KnownHead
 
 IDLE_S = 30.0
 """Nodes close idle connections after 5 s (llama.cpp, uvicorn) to never (Go); ours are tried again when stale."""
 MAX_IDLE = 1024
 MAX_HEADERS = 100
+MAX_MISSES = 8
 
 
 class Receiver(Protocol):
     """Whoever sent the request."""
 
-    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """The head came; names are in lower case, of repeated ones the last counts."""
+    def on_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
+        """
+        The head came.
+
+        Names are in lower case, of repeated ones the last counts; `length` is what counts of `content-length`.
+        """
 
     def on_data(self, data: bytes) -> None:
         """Part of the body."""
@@ -41,10 +47,16 @@ class Connection(asyncio.Protocol):
     """A keep-alive HTTP/1.1 connection to one node."""
 
     __slots__ = (
+        "_at_start",
         "_body",
         "_complete",
+        "_first",
         "_headers",
         "_keep",
+        "_known",
+        "_known_headers",
+        "_known_status",
+        "_misses",
         "_parser",
         "_pool",
         "_receiver",
@@ -62,6 +74,11 @@ class Connection(asyncio.Protocol):
         self.reused = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
+        self._known: KnownHead | None = None
+        self._known_status = 0
+        self._misses = 0
+        """Heads in a row that were not the one of before: some nodes number their answers."""
+        self._known_headers: dict[bytes, bytes] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -71,6 +88,8 @@ class Connection(asyncio.Protocol):
         self._told = False
         self._complete = False
         self._keep = False
+        self._at_start = True
+        self._first = b""
 
     def send(self, receiver: Receiver, parts: list[bytes]) -> None:
         """Begin a request; `parts` are its bytes."""
@@ -108,6 +127,13 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:
             self.abort()  # nothing was asked: a node that speaks now is out of step
             return
+        if self._at_start:
+            if self._known is not None and self._recognised(data, self._known):
+                return
+            self._at_start = False
+            self._first = data
+        else:
+            self._first = b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -129,6 +155,30 @@ class Connection(asyncio.Protocol):
             self._fail("cut the connection" if exc is None else f"reset the connection ({exc})")
 
     # httptools
+
+    def _recognised(self, data: bytes, known: KnownHead) -> bool:
+        """Whether this is a complete answer with the head of an earlier one; then it is handed on."""
+        found = known.body_of(data)
+        if found is None or found[0] + found[1] != len(data):
+            self._misses += 1
+            return False
+        self._misses = 0
+        receiver = self._receiver
+        assert receiver is not None  # noqa: S101 - asked above
+        receiver.on_head(self._known_status, self._known_headers, found[1])
+        if self._receiver is not None and found[1]:
+            receiver.on_data(data[found[0] :])
+        if self._receiver is not None:
+            self._finish(keep=True)
+        return True
+
+    def _remember(self) -> None:
+        """This answer came in one piece and left the connection usable: its head is known from here on."""
+        known = KnownHead.of(self._first) if self._misses < MAX_MISSES else None
+        if known is not None and b"content-length" in self._headers:
+            self._known = known
+            self._known_status = self._status
+            self._known_headers = self._headers
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) < MAX_HEADERS:
@@ -154,19 +204,25 @@ class Connection(asyncio.Protocol):
         """Give the receiver what the last bytes held; it may cancel at each step."""
         if not self._told and self._status:
             self._told = True
-            self._receiver.on_head(self._status, self._headers)  # type: ignore[union-attr]
+            length = self._headers.get(b"content-length")
+            self._receiver.on_head(  # type: ignore[union-attr]
+                self._status, self._headers, int(length) if length is not None else None
+            )
         if self._body and self._receiver is not None:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body.clear()
             self._receiver.on_data(body)
         if self._complete and self._receiver is not None:
+            if self._keep and self._first:
+                self._remember()
             self._finish(keep=self._keep)
 
     def _finish(self, *, keep: bool) -> None:
         receiver = self._receiver
         self._receiver = None
         if keep and receiver is not None:
-            self._reset()
+            if not self._at_start:
+                self._reset()
             self._pool.keep(self)
         elif self.transport is not None:
             self.transport.close()

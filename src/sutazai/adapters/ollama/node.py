@@ -50,7 +50,7 @@ class OllamaNode:
         self._client = HttpClient(self._pool, bearer=api_key)
         self._model_settings = model_settings
         self._openings = {
-            endpoint: self._client.opening("POST", endpoint.path)
+            endpoint.path: self._client.opening("POST", endpoint.path)
             for endpoint in Endpoint
             if endpoint.dialect is Dialect.OLLAMA
         }
@@ -77,7 +77,7 @@ class OllamaNode:
             reply.fail(error)
             return NoCall()
         head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._openings[endpoint],
+            self._openings[endpoint.path],
             request.id.encode(),
             len(body),
         )

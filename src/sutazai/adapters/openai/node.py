@@ -29,12 +29,10 @@ class OpenAINode:
         self._client = HttpClient(self._pool, bearer=api_key)
         # llama.cpp drops the connection after each stream, although it announces to keep it
         self._drops_streams = node.kind is NodeKind.LLAMACPP
-        self._openings = {
-            (endpoint, close): self._client.opening("POST", endpoint.path, close=close)
-            for endpoint in Endpoint
-            if endpoint.dialect is Dialect.OPENAI
-            for close in (False, True)
-        }
+        paths = [endpoint.path for endpoint in Endpoint if endpoint.dialect is Dialect.OPENAI]
+        self._openings = {path: self._client.opening("POST", path) for path in paths}
+        self._last_openings = {path: self._client.opening("POST", path, close=True) for path in paths}
+        """Of requests after which the node drops the connection."""
         self._has_metrics = True
 
     def start(self, request: Request, reply: Reply) -> Call:
@@ -52,9 +50,9 @@ class OpenAINode:
                 reply.fail(error)
                 return NoCall()
             reading = Translated(_replies(request))
-        closes = self._drops_streams and request.stream
+        openings = self._last_openings if self._drops_streams and request.stream else self._openings
         head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._openings[endpoint, closes],
+            openings[endpoint.path],
             request.id.encode(),
             len(body),
         )
