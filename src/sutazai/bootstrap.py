@@ -21,10 +21,12 @@ import structlog
 from prometheus_client.core import Metric
 
 from sutazai.adapters.http.resolve import resolve
+from sutazai.adapters.llamacpp.spec import EngineSpec, discover_models
+from sutazai.adapters.llamacpp.supervisor import EngineSupervisor
 from sutazai.adapters.ollama import OllamaNode
 from sutazai.adapters.openai import OpenAINode
 from sutazai.adapters.postgres.stores import Stores, open_stores
-from sutazai.core.errors import Forbidden, StoreUnavailable, SutazaiError
+from sutazai.core.errors import EngineFault, Forbidden, StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
 from sutazai.edge.auth import Gatekeeper, is_loopback
@@ -48,6 +50,8 @@ from sutazai.telemetry.metrics import Metrics, gauge
 log = structlog.get_logger("sutazai")
 
 DEFAULT_MODEL = ModelSettings()
+FIRST_ROUND_S = 10.0
+"""Beyond the limit of a probe: what nodes may take until all were looked at once."""
 
 
 class Live:
@@ -258,11 +262,13 @@ async def open_gateway(
             ("follow keys", lambda: _follow_keys(stores, gatekeeper)),
         ):
             group(work, name)
+        async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
+            await membership.settled.wait()
         trial_model = ""
+        if with_engine and _is_engine_wanted(settings, fleet):
+            trial_model = await _start_engines(settings, stack, fleet, membership, group)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        async with asyncio.timeout(settings.health.timeout_s + 5):
-            await membership.settled.wait()
         yield Gateway(fleet=fleet, port=port, trial_model=trial_model, reload=watch.poke)
 
 
@@ -283,6 +289,67 @@ async def _background() -> AsyncIterator[Callable[[Callable[[], Awaitable[None]]
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _is_engine_wanted(settings: Settings, fleet: Fleet) -> bool:
+    engine = settings.engine
+    return engine.enabled == "always" or (engine.enabled == "auto" and bool(engine.models or not fleet.states()))
+
+
+async def _start_engines(
+    settings: Settings,
+    stack: AsyncExitStack,
+    fleet: Fleet,
+    membership: Membership,
+    group: Callable[[Callable[[], Awaitable[None]], str], None],
+) -> str:
+    """
+    Start the embedded engine for each model and wait until the nodes answer; returns the trial model's name, if used.
+
+    Raises `EngineFault`, but not for the trial model: without it there is still a gateway, only nothing to try.
+    """
+    try:
+        specs = discover_models(settings.engine)
+        for spec in specs:
+            await _start_engine(spec, settings, stack, fleet, membership, group)
+    except EngineFault as fault:
+        if settings.engine.models or settings.engine.enabled == "always":
+            raise
+        log.warning("no embedded engine", why=fault.message)
+        return ""
+    return "" if settings.engine.models else specs[0].name
+
+
+async def _start_engine(
+    spec: EngineSpec,
+    settings: Settings,
+    stack: AsyncExitStack,
+    fleet: Fleet,
+    membership: Membership,
+    group: Callable[[Callable[[], Awaitable[None]], str], None],
+) -> None:
+    def stopped(name: str, why: str) -> None:
+        log.warning("engine stopped", model=name, why=why)
+        membership.unembed(name)
+
+    def is_idle() -> bool:
+        state = fleet.state(spec.name)
+        return state is None or not state.in_flight
+
+    supervisor = EngineSupervisor(
+        spec,
+        started=lambda node, key: membership.embed(node, key.reveal()),
+        stopped=stopped,
+        is_idle=is_idle,
+        drain_s=settings.server.drain_s,
+    )
+    node, key = await supervisor.start()
+    stack.push_async_callback(supervisor.stop)
+    group(supervisor.run, f"watch {spec.name}")
+    membership.embed(node, key.reveal())
+    async with asyncio.timeout(FIRST_ROUND_S):
+        while (state := fleet.state(spec.name)) is None or state.health is not Health.UP:
+            await asyncio.sleep(0.01)
 
 
 async def _gatekeeper(settings: Settings, stores: Stores) -> Gatekeeper:

@@ -26,7 +26,7 @@ log = structlog.get_logger("sutazai.edge")
 
 HEAD = (
     b"%bcontent-type: %b\r\n%bcache-control: no-store\r\n"
-    b"x-request-id: %b\r\nx-sutazai-node: %b\r\nx-sutazai-reason: %b\r\n%b\r\n"
+    b"x-request-id: %b\r\nx-sutazai-node: %b\r\nx-sutazai-reason: %b\r\n%b\r\n%b"
 )
 STREAM_TYPES = {Dialect.OPENAI: b"text/event-stream; charset=utf-8", Dialect.OLLAMA: b"application/x-ndjson"}
 
@@ -111,7 +111,7 @@ class Exchange:
         self._first_at = self._server.clock()
         self.chunks = 1
         length = b"content-length: %d\r\n" % len(body)
-        self._connection.transport.write(self._head_bytes(head.status, head.content_type, length) + body)
+        self._connection.transport.write(self._head_bytes(head.status, head.content_type, length, body=body))
         self._finish(head.status, usage, "", self._first_at)
 
     def end(self, usage: Usage | None) -> None:
@@ -197,7 +197,9 @@ class Exchange:
         else:
             self._connection.transport.write(data)
 
-    def _head_bytes(self, status: int, content_type: bytes, framing: bytes, extra: bytes = b"") -> bytes:
+    def _head_bytes(
+        self, status: int, content_type: bytes, framing: bytes, extra: bytes = b"", body: bytes = b""
+    ) -> bytes:
         incoming = self._incoming
         server = self._server
         head = self.head_seen
@@ -215,6 +217,7 @@ class Exchange:
             head.node.encode("latin-1", "replace") if head is not None else b"",
             head.reason.encode("latin-1", "replace") if head is not None else b"waiting",
             extra,
+            body,
         )
 
     def _write_error(self, error: SutazaiError) -> None:

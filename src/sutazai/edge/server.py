@@ -74,7 +74,7 @@ class Server:
         self._connections: set[ClientConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
-        self._prefix = os.urandom(6).hex()
+        self._prefix = f"{os.urandom(6).hex()}-"
         self._count = 0
 
     async def start(self) -> int:
@@ -151,8 +151,8 @@ class Server:
 
     def next_id(self) -> str:
         """A request id: unique among all gateways."""
-        self._count += 1
-        return f"{self._prefix}{self._count:08x}"
+        count = self._count = self._count + 1
+        return f"{self._prefix}{count}"
 
     def is_open_to_all(self, path: bytes) -> bool:
         """Whether this address needs neither key nor a known host name."""

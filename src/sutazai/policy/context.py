@@ -27,4 +27,7 @@ def context_to_ask(wanted: int, loaded: int, default: int, buckets: Sequence[int
         return None if loaded == default and not wanted else loaded
     if not wanted:
         return None
-    return next((bucket for bucket in buckets if bucket >= wanted), buckets[-1] if buckets else wanted)
+    if not buckets:
+        return wanted
+    # past the last bucket it gets that one, unless more is loaded already
+    return next((bucket for bucket in buckets if bucket >= wanted), max(buckets[-1], loaded))

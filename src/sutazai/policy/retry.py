@@ -47,7 +47,7 @@ class RetryBudget:
     """
     Retries in proportion to requests, so that a sick pool gets at most `budget_ratio` more work than it was asked.
 
-    Two counters that fade with a time constant of ten seconds; `now` is monotonic seconds.
+    Two counters that halve every ten seconds; `now` is monotonic seconds.
     """
 
     __slots__ = ("_at", "_requests", "_retries", "_rules")

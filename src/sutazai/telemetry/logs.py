@@ -97,11 +97,11 @@ class AccessLog:
         # after the fraction of the second, in milliseconds
         when = f"{self._moment}.{int((at - second) * 1000):03d}Z"
         if self._is_json:
-            first = "" if ttft_s is None else f',"ttft_ms":{ttft_s * 1000:.2f}'
+            first = "" if ttft_s is None else f',"ttft_us":{int(ttft_s * 1e6)}'
             end = f',"error":{_quoted(error)}}}\n' if error else "}\n"
             line = (
                 f'{{"event":"request","at":"{when}","request_id":"{request.id}",{self._constant(request, node)},'
-                f'"status":{status},"duration_ms":{duration_s * 1000:.2f}{first},'
+                f'"status":{status},"duration_us":{int(duration_s * 1e6)}{first},'
                 f'"input_tokens":{usage[0]},"output_tokens":{usage[1]}{end}'
             )
         else:
