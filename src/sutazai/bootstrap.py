@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -205,6 +205,7 @@ async def open_gateway(
             patience=patience(settings),
             retry=retry_rules(settings),
             random=random.random,
+            later=asyncio.get_running_loop().call_later,
             on_fault=lambda node, model, error: _note_fault(metrics, node, model, error),
         )
         fleet.listen(on_health=_log_health)
@@ -221,7 +222,7 @@ async def open_gateway(
         pool = Pool(
             fleet=fleet,
             routed=routed,
-            keeping=Keeping(fleet),
+            keeping=Keeping(fleet, look_again=membership.probe_all),
             metrics=metrics,
             in_flight=lambda: server.in_flight,
             is_ready=is_ready,
@@ -234,6 +235,7 @@ async def open_gateway(
             limits=settings.server,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
+        port = await server.bind()
         metrics.gauges(lambda: _gauges(fleet, routed, server, ledger))
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
@@ -262,12 +264,13 @@ async def open_gateway(
             ("follow keys", lambda: _follow_keys(stores, gatekeeper)),
         ):
             group(work, name)
-        async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
-            await membership.settled.wait()
+        with suppress(TimeoutError):  # a name that does not resolve must not keep the others from serving
+            async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
+                await membership.settled.wait()
         trial_model = ""
         if with_engine and _is_engine_wanted(settings, fleet):
             trial_model = await _start_engines(settings, stack, fleet, membership, group)
-        port = await server.start()
+        await server.serve()
         stack.push_async_callback(server.stop)
         yield Gateway(fleet=fleet, port=port, trial_model=trial_model, reload=watch.poke)
 

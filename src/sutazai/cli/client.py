@@ -17,6 +17,7 @@ from typing import Annotated, TypeVar, cast
 
 import cyclopts
 import msgspec
+import uvloop
 
 from sutazai.adapters.http.address import parse_address
 from sutazai.adapters.http.client import Answer, HttpClient
@@ -75,7 +76,7 @@ def run(work: Callable[[GatewayClient], Awaitable[int]], url: str | None) -> int
         finally:
             client.close()
 
-    return guarded(lambda: asyncio.run(opened()))
+    return guarded(lambda: uvloop.run(opened()))
 
 
 def guarded(work: Callable[[], int]) -> int:

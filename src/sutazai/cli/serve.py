@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -74,11 +75,15 @@ def _explained(error: BaseException, settings: Settings) -> int:
     if others:
         raise error
     for one in known:
-        where = (
-            f"Could not listen on {settings.server.host}:{settings.server.port}: " if isinstance(one, OSError) else ""
-        )
-        sys.stderr.write(f"{where}{one}\n")
+        sys.stderr.write(f"{_listening_failed(one, settings) if isinstance(one, OSError) else one}\n")
     return 1
+
+
+def _listening_failed(error: OSError, settings: Settings) -> str:
+    where = f"{settings.server.host}:{settings.server.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"Another program listens on {where} already. Stop it, or choose another `server.port`."
+    return f"Could not listen on {where}: {error}"
 
 
 def _sorted_out(error: BaseException) -> tuple[list[BaseException], list[BaseException]]:

@@ -80,7 +80,7 @@ class Gatekeeper:
     def allows_origin(self, origin: bytes) -> bool:
         """Whether scripts of this page may call."""
         name = origin.decode("latin-1").rstrip("/").lower()
-        return "*" in self._origins or name in self._origins or is_loopback(urlsplit(name).hostname or "")
+        return "*" in self._origins or name in self._origins or is_loopback(_host_of(name))
 
     def _by_key(self, headers: Mapping[bytes, bytes]) -> Caller | None:
         value = headers.get(b"authorization")
@@ -120,6 +120,14 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _host_of(origin: str) -> str:
+    """The host of a page's address; empty where it is none."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -151,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
         self.stalled_since = 0.0
         """Since when the client reads nothing of an answer; 0.0 while it does."""
         self._chunk = 0
-        """Bytes of the last read."""
+        """Bytes of the last read; 0 where a request ended in it, for then they are not all of the present head."""
         self._first = b""
         """The read with which the present message began."""
         self._known: KnownHead | None = None
@@ -306,7 +306,8 @@ class ClientConnection(asyncio.Protocol):
         path, _, incoming.query = incoming.target.partition(b"?")
         incoming.path = path
         incoming.endpoint = ENDPOINTS.get(path)
-        if self._size + self._chunk > self.limits.max_head_bytes and self._head_bytes() > self.limits.max_head_bytes:
+        limit = self.limits.max_head_bytes
+        if (not self._chunk or self._size + self._chunk > limit) and self._head_bytes() > limit:
             self._refuse(self._head_too_large(), 431)
             return
         if len(headers) > MAX_HEADERS:
@@ -325,10 +326,10 @@ class ClientConnection(asyncio.Protocol):
                 incoming.caller = self.server.gatekeeper.admit(incoming.headers)
         except SutazaiError as error:
             incoming.error = (error, None)
-            if isinstance(error, Unauthorized) and length not in {None, b"0"}:
+            if isinstance(error, Unauthorized) and (length not in {None, b"0"} or b"transfer-encoding" in headers):
                 self._refuse(error)  # its body is not read, so the connection has to end
                 return
-        if b"expect" in headers and self.cycle is None:
+        if b"expect" in headers and incoming.http11 and self.cycle is None and not self._queue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -347,6 +348,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._in_message = False
         self._in_body = False
+        self._chunk = 0
         self.since = self._loop.time()
         if self._refused:
             return
@@ -403,12 +405,12 @@ class ClientConnection(asyncio.Protocol):
             return
         self.since = self._loop.time()
         if self._queue:
-            self._answer_next()  # as deep as the line is long at most
+            self._loop.call_soon(self._answer_next)  # not at once: the line may be deeper than the stack
 
     def _answer_preflight(self, incoming: Incoming, body_bytes: int) -> None:
         """A browser asks whether a page may call."""
         self.transport.write(
-            b"%bcontent-length: 0\r\naccess-control-allow-methods: GET, POST, DELETE\r\n"
+            b"%baccess-control-allow-methods: GET, POST, DELETE\r\n"
             b"access-control-allow-headers: authorization, content-type, x-api-key, x-stainless-arch, "
             b"x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-retry-count, "
             b"x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout\r\n"
@@ -495,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """The server is stopping."""
-        if self.cycle is None and not self._in_message and not self._queue:
+        if self.cycle is None and not self._in_message and not self._in_body and not self._queue:
             self.transport.close()
 
     def _unusual(self, name: bytes, value: bytes) -> None:

@@ -232,7 +232,7 @@ class Exchange:
         if isinstance(error, WrongMethod):
             retry += b"allow: %b\r\n" % error.allowed.encode()
         head = self._head_bytes(answer.status, b"application/json", b"content-length: %d\r\n" % len(body), retry)
-        self._connection.transport.write(head + body)
+        self._connection.transport.write(head if self._incoming.method == b"HEAD" else head + body)
         self._finish(answer.status, None, error.message)
 
     def _finish(self, status: int, usage: Usage | None, error: str, now: float | None = None) -> None:

@@ -51,7 +51,7 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        Make the server; it listens from `start` on.
+        Make the server; it listens from `serve` on.
 
         Args:
             app: answers everything but inference.
@@ -77,23 +77,32 @@ class Server:
         self._prefix = f"{os.urandom(6).hex()}-"
         self._count = 0
 
-    async def start(self) -> int:
-        """Listen; returns the port. Raises `OSError` where the address is taken."""
+    async def bind(self) -> int:
+        """Take the address, and let nobody in before `serve`; returns the port. Raises `OSError` where it is taken."""
         self._listener = await self.loop.create_server(
             lambda: ClientConnection(self),
             self.limits.host,
             self.limits.port,
             backlog=4096,
             reuse_address=True,
+            start_serving=False,
         )
         port: int = self._listener.sockets[0].getsockname()[1]
         return port
+
+    async def serve(self) -> None:
+        """Let clients in. After `bind`."""
+        if self._listener is not None:
+            await self._listener.start_serving()
 
     async def run(self) -> None:
         """Look at the clock until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception:  # the border of one turn
+                log.exception("sweep failed")
 
     def sweep(self) -> None:
         """Enforce the limits on clients, and keep waiting streams alive."""

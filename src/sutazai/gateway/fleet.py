@@ -79,6 +79,7 @@ class Fleet:
         if state is not None:
             state.draining = True
             self._index()
+            self._on_room()  # who waits for a model that left with it need wait no longer
         return state
 
     def reported(self, state: NodeState, report: NodeReport) -> None:

@@ -52,8 +52,10 @@ class Progress:
 class Keeping:
     """Model keeping for the whole pool."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, look_again: Callable[[], Awaitable[None]]) -> None:
+        """Make it; `look_again` probes the nodes, so that what was fetched can be asked for at once."""
         self._fleet = fleet
+        self._look_again = look_again
 
     async def pull(self, model: str, *, insecure: bool) -> AsyncIterator[dict[str, Any]]:
         """
@@ -93,6 +95,7 @@ class Keeping:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self._look_again()
         if failed:
             yield {"error": _failures(failed), "nodes": failed}
         else:
@@ -122,6 +125,7 @@ class Keeping:
             for node, result in zip(keepers, results, strict=True)
             if isinstance(result, BaseException)
         }
+        await self._look_again()
         if failed:
             raise NodeRejected(_failures(failed), node=next(iter(failed)), status=502)
         return list(keepers)

@@ -117,13 +117,21 @@ class Membership:
         self._embedded.pop(name, None)
         self._changed.set()
 
+    async def probe_all(self) -> None:
+        """Probe every node now, within the limit of a probe: models came or went."""
+        states = [state for state in self.fleet.states() if state.node.name in self._members]
+        await asyncio.gather(*(self._probe(state, self.fleet.client(state.node.name)) for state in states))
+
     async def run(self) -> None:
         """Keep the pool until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 while True:
-                    await self._refresh()
+                    try:
+                        await self._refresh()
+                    except Exception:  # the border of one turn: what is wrong now may be right in five seconds
+                        log.exception("membership not refreshed")
                     await self._first_round()
                     await self._pause()
         finally:

@@ -12,8 +12,11 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
 
 from sutazai.core.errors import (
     Cancelled,
@@ -31,6 +34,8 @@ from sutazai.policy.nearest import nearest
 from sutazai.policy.retry import RetryBudget, RetryRules, is_retryable, pause_s
 from sutazai.policy.routing import is_warm, pick
 from sutazai.ports.inference import Call, Reply
+
+log = structlog.get_logger("sutazai.routed")
 
 SWEEP_S = 0.25
 
@@ -64,6 +69,13 @@ class Stage(enum.Enum):
 SENT, ANSWERING, DONE = Stage.SENT, Stage.ANSWERING, Stage.DONE
 
 
+class Timer(Protocol):
+    """Something that will be called later."""
+
+    def cancel(self) -> None:
+        """Call it not."""
+
+
 class Routed:
     """Answers requests from the fleet."""
 
@@ -74,6 +86,7 @@ class Routed:
         patience: Patience,
         retry: RetryRules,
         random: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], Timer],
         on_fault: Callable[[str, str, SutazaiError], None],
     ) -> None:
         """
@@ -81,18 +94,21 @@ class Routed:
 
         Args:
             random: uniform in [0, 1).
+            later: the event loop's `call_later`: calls after so many seconds.
             on_fault: told of every failed attempt: node, model, error.
         """
         self.fleet = fleet
         self.patience = patience
         self.retry = retry
         self.random = random
+        self.later = later
         self.on_fault = on_fault
         self.budget = RetryBudget(retry)
         self.runs: set[Run] = set()
         self._line: deque[Run] = deque()
         self._begun = 0
         self._serving_line = False
+        self._room_again = False
         fleet.listen(on_room=self.serve_line)
 
     def start(self, request: Request, reply: Reply) -> Call:
@@ -110,6 +126,7 @@ class Routed:
         self.patience = patience
         self.retry = retry
         self.budget = RetryBudget(retry)
+        self.serve_line()  # nodes may be given more at once now
 
     @property
     def waiting(self) -> int:
@@ -121,54 +138,62 @@ class Routed:
         return self._line.index(run) + 1 if run.stage is Stage.WAITING else 0
 
     def choose(self, run: Run, now: float) -> NodeState | None:
-        """The node for the next attempt, or None when the request has to wait or was refused."""
-        model = run.request.model
-        fleet = self.fleet
-        candidates = fleet.candidates(model)
-        state = pick(candidates, model, now=now, rules=fleet.rules, random=self.random, tried=run.tried)
-        if state is not None:
-            return state
-        if not candidates:
-            run.fail(UnknownModel(model, nearest(model, fleet.models())))
-        elif all(candidate.health is not Health.UP for candidate in candidates):
-            run.fail(_all_down(model, candidates))
-        else:
+        """The node for the next attempt; None where none has room."""
+        fleet, model = self.fleet, run.request.model
+        return pick(fleet.candidates(model), model, now=now, rules=fleet.rules, random=self.random, tried=run.tried)
+
+    def hold(self, run: Run) -> None:
+        """No node has room: let the request wait, or fail it where that is of no use."""
+        refusal = self._refusal(run.request.model)
+        if refusal is None:
             self._wait(run)
-        return None
+        else:
+            run.fail(refusal)
 
     def serve_line(self) -> None:
         """Hand waiting requests, oldest first, to whatever has room for them."""
-        if not self._line or self._serving_line:
+        if not self._line:
             return
-        self._serving_line = True  # an attempt that fails at once frees its slot and would call this again
+        self._room_again = True
+        if self._serving_line:
+            return  # an attempt that fails at once frees its slot and calls this again: one more turn below
+        self._serving_line = True
         try:
-            full: set[str] = set()
-            for run in list(self._line):
-                if run.request.model not in full and run.stage is Stage.WAITING and not self._try(run):
-                    full.add(run.request.model)
+            while self._line and self._room_again:
+                self._room_again = False
+                self._serve_once()
         finally:
             self._serving_line = False
 
+    def _serve_once(self) -> None:
+        full: set[str] = set()
+        for run in list(self._line):
+            if run.request.model not in full and run.stage is Stage.WAITING and not self._try(run):
+                full.add(run.request.model)
+
     def _try(self, run: Run) -> bool:
         """Serve one waiting request; False when nothing has room for its model."""
-        candidates = self.fleet.candidates(run.request.model)
-        if any(state.health is Health.UP for state in candidates):
-            state = pick(
-                candidates,
-                run.request.model,
-                now=self.fleet.clock(),
-                rules=self.fleet.rules,
-                random=self.random,
-                tried=run.tried,
-            )
-            if state is None:
-                return False
+        now = self.fleet.clock()
+        state = self.choose(run, now)
+        if state is not None:
             self._line.remove(run)
-            run.send(state, self.fleet.clock())
-        else:
-            self._line.remove(run)
-            run.fail(_all_down(run.request.model, candidates))
-        return True
+            run.send(state, now)
+            return True
+        refusal = self._refusal(run.request.model)
+        if refusal is not None:
+            run.fail(refusal)
+        return refusal is not None
+
+    def _refusal(self, model: str) -> SutazaiError | None:
+        """Why it is no use to wait for a node with this model; None where one is up."""
+        candidates = self.fleet.candidates(model)
+        if not candidates:
+            if any(state.health is Health.UP for state in self.fleet.states()):
+                return UnknownModel(model, nearest(model, self.fleet.models()))
+            candidates = self.fleet.states()  # with nobody up, nobody knows what there is
+        if all(state.health is not Health.UP for state in candidates):
+            return _all_down(model, candidates)
+        return None
 
     def _wait(self, run: Run) -> None:
         if len(self._line) >= self.patience.max_waiting:
@@ -199,7 +224,10 @@ class Routed:
         """Sweep until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception:  # the border of one turn
+                log.exception("sweep failed")
 
 
 class Run:
@@ -228,7 +256,7 @@ class Run:
         self._call: Call | None = None
         self._lease: Lease | None = None
         self._paused = False
-        self._pausing: asyncio.TimerHandle | None = None
+        self._pausing: Timer | None = None
         self.request = request
         self.stage = Stage.PAUSING
         self.started_at = self.since = request.arrived_at
@@ -248,6 +276,8 @@ class Run:
         state = self._routed.choose(self, now)
         if state is not None:
             self.send(state, now)
+        else:
+            self._routed.hold(self)
 
     def send(self, state: NodeState, now: float) -> None:
         """Hand the request to this node."""
@@ -257,10 +287,12 @@ class Run:
         self.attempts += 1
         lease = self._lease = fleet.lease(state)
         call = fleet.client(state.node.name).start(self.request, self)
-        if self._lease is lease:
-            self._call = call
-            if self._paused:
-                call.pause()
+        if self._lease is not lease:
+            call.cancel()  # it is over already; where the client ended it meanwhile, the node does not know yet
+            return
+        self._call = call
+        if self._paused:
+            call.pause()
 
     def _try_again(self) -> None:
         self._pausing = None
@@ -337,7 +369,7 @@ class Run:
             self.stage = Stage.PAUSING
             self._settle(outcome_of(error), error.message)
             pause = pause_s(self.attempts, routed.retry, routed.random)
-            self._pausing = asyncio.get_running_loop().call_later(pause, self._try_again)
+            self._pausing = routed.later(pause, self._try_again)
         else:
             self._drop(outcome_of(error), error)
 
@@ -398,9 +430,8 @@ class Run:
         return f"{warmth}, least connections; {state.in_flight} of {state.slots} slots{again}"
 
 
-def _all_down(model: str, candidates: object) -> NoHealthyNode:
-    names = ", ".join(
-        f"{state.node.name} ({state.last_error or 'not probed yet'})"
-        for state in candidates  # type: ignore[attr-defined]
-    )
-    return NoHealthyNode(f"Every node with {model!r} is down: {names}", retry_after_s=5)
+def _all_down(model: str, candidates: Sequence[NodeState]) -> NoHealthyNode:
+    if not candidates:
+        return NoHealthyNode("The pool has no node. `sutazai doctor` says how to add one.", retry_after_s=5)
+    names = "; ".join(f"{state.node.name}: {state.last_error or 'not probed yet'}" for state in candidates)
+    return NoHealthyNode(f"No node that could have {model[:200]!r} is up. {names}", retry_after_s=5)
