@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -30,11 +31,14 @@ DEADLINE_S = 30.0
 GRACE_S = 15.0
 """For its fixtures, on top."""
 
+PROGRAM_S = 20.0
+"""For a program to start or to end."""
 TASK_GRACE_S = 0.5
 """For tasks that are about to end."""
 
 StartNode: TypeAlias = Callable[..., Awaitable[FakeNode]]
 StartGateway: TypeAlias = Callable[..., Awaitable[Gateway]]
+StartProgram: TypeAlias = Callable[[str], Awaitable["Program"]]
 Dial: TypeAlias = Callable[..., Awaitable["Wire"]]
 
 
@@ -160,6 +164,64 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
 
 def _listed(node: FakeNode | NodeSettings) -> NodeSettings:
     return node if isinstance(node, NodeSettings) else NodeSettings(url=node.url, kind=node.kind.value)
+
+
+@pytest.fixture
+async def programs(data_dir: Path, tmp_path: Path, fake_nodes: StartNode) -> AsyncIterator[StartProgram]:
+    """A function that runs `sutazai gateway` with a settings file; all are ended after the test."""
+    del fake_nodes  # they are to outlive the programs
+    running: list[Program] = []
+
+    async def start(toml: str) -> Program:
+        config = tmp_path / f"{len(running)}.toml"
+        config.write_text(f'discovery.ollama = false\ndatabase.data_dir = "{data_dir}"\n{toml}')
+        program = Program(await _launch_gateway(config))
+        running.append(program)
+        await program.listens()
+        return program
+
+    yield start
+    for program in running:
+        await program.end()
+
+
+async def _launch_gateway(config: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sutazai", "gateway", "--config", str(config), stderr=asyncio.subprocess.PIPE
+    )
+
+
+class Program:
+    """A gateway in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        self.process = process
+        self.port = 0
+        self.said = b""
+        """Its standard error so far; all of it after `end`."""
+        self._stderr = process.stderr
+
+    async def listens(self) -> None:
+        """Wait until it tells its port."""
+        async with asyncio.timeout(PROGRAM_S):
+            while b"/v1, Ollama" not in self.said:
+                line = await self._stderr.readline()
+                assert line, f"The gateway did not start:\n{self.said.decode()}"
+                self.said += line
+        self.port = int(self.said.rpartition(b"127.0.0.1:")[2].partition(b" ")[0])
+
+    async def ended(self) -> int:
+        """Read on until it has ended; returns its exit code."""
+        async with asyncio.timeout(PROGRAM_S):
+            self.said += await self._stderr.read()
+            return await self.process.wait()
+
+    async def end(self) -> None:
+        """Stop it, if it still runs."""
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.ended()
 
 
 @pytest.fixture

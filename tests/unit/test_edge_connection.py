@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def gotten(path: str, method: str = "GET", *headers: str) -> bytes:
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     """The data in pieces; empty ones are left out, as a socket never reads them."""
     bounds = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in itertools.pairwise(bounds) if a < b]
 
 
 def statuses(written: bytes) -> list[int]:
@@ -383,8 +384,8 @@ async def test_an_idle_connection_is_closed_without_a_word(is_first: bool) -> No
         idle_at = one.server.loop.time()
 
         one.connection.check(idle_at + LIMITS.keep_alive_s - 0.1)
-        assert not one.socket.ended
+        assert not one.socket.is_closing()
 
         one.connection.check(idle_at + LIMITS.keep_alive_s + 0.1)
-        assert one.socket.ended
+        assert one.socket.is_closing()
         assert bytes(one.socket.written) == before

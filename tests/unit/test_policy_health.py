@@ -20,9 +20,7 @@ def rejected(status: int) -> errors.NodeRejected:
 
 
 @given(st.sampled_from(Health), st.integers(1, 10), st.integers(1, 10))
-def test_a_success_brings_any_node_up_and_enough_failures_take_any_down(
-    health: Health, limit: int, more: int
-) -> None:
+def test_a_success_brings_any_node_up_and_enough_failures_take_any_down(health: Health, limit: int, more: int) -> None:
     assert health_after(health, 0, limit) is Health.UP
     assert health_after(health, limit - 1 + more, limit) is Health.DOWN
 

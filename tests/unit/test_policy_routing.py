@@ -73,17 +73,26 @@ def chosen(
 
 
 def tier(state: NodeState, rules: RoutingRules) -> int:
-    """Warm and sound before the others."""
-    return 0 if is_warm(state, MODEL) and penalty_now(state, NOW, rules) < 1.0 else 1
+    """Warm and sound, then cold or failing, then so failing that its ghosts fill it."""
+    ghosts = penalty_now(state, NOW, rules)
+    if state.in_flight + ghosts >= state.slots + rules.head_start:
+        return 2
+    return 0 if is_warm(state, MODEL) and ghosts < 1.0 else 1
+
+
+def is_sound(state: NodeState, rules: RoutingRules) -> bool:
+    return state.health is Health.UP and not state.draining and penalty_now(state, NOW, rules) < 1.0
 
 
 @given(st.lists(nodes(), max_size=8), rules_of_any_kind, seeds)
-def test_a_node_is_chosen_exactly_when_one_has_room(
+def test_a_node_is_chosen_exactly_when_one_has_room_and_there_is_no_better_one_to_wait_for(
     candidates: list[NodeState], rules: RoutingRules, seed: random.Random
 ) -> None:
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random)
 
-    assert (picked is not None) == any(has_room(state, rules) for state in candidates)
+    roomy = [state for state in candidates if has_room(state, rules)]
+    waits = all(tier(state, rules) == 2 for state in roomy) and any(is_sound(state, rules) for state in candidates)
+    assert (picked is not None) == (roomy != [] and not waits)
 
 
 @given(st.lists(nodes(), max_size=8), rules_of_any_kind, seeds)
@@ -117,7 +126,24 @@ def test_a_node_that_failed_this_request_comes_after_all_others(
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random, tried=tried)
 
     untried = [state for state in candidates if has_room(state, rules) and state not in tried]
-    assert not untried or picked in untried
+    assert not untried or picked is None or picked in untried
+
+
+def test_a_request_waits_for_a_full_node_rather_than_go_back_to_the_one_that_failed_it() -> None:
+    full, failed = node("full", in_flight=5), node("failed", penalty=1.0, penalty_at=NOW)
+
+    assert chosen([full, failed], tried=[failed]) is None
+    assert chosen([failed], tried=[failed]) is failed
+    assert chosen([replace(full, health=Health.DOWN), failed], tried=[failed]) is failed
+
+
+def test_a_flood_is_not_poured_into_a_node_that_fails() -> None:
+    """Its failures take up its room as long as there is a sound node to wait for."""
+    full, failing = node("full", in_flight=5), node("failing", penalty=5.0, penalty_at=NOW)
+
+    assert chosen([full, failing]) is None
+    assert chosen([full, replace(failing, penalty=4.0)]).node.name == "failing"  # type: ignore[union-attr]
+    assert chosen([replace(full, penalty=1.0, penalty_at=NOW), failing]) is failing, "all fail: no reason to wait"
 
 
 def test_a_warm_node_is_chosen_before_an_idle_cold_one() -> None:

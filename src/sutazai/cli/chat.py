@@ -150,7 +150,10 @@ def first_model(tags: Tags) -> str:
 
 def stats_line(measured: Measured) -> str:
     """What `--stats` says; the rate is of the tokens after the first."""
-    words = [f"first token {measured.first_token_s:.2f} s", f"{measured.tokens} tokens"]
+    words = [
+        f"first token {measured.first_token_s:.2f} s",
+        f"{measured.tokens} token{'s' if measured.tokens != 1 else ''}",
+    ]
     if measured.tokens > 1 and measured.rest_s > 0:
         words.append(f"{(measured.tokens - 1) / measured.rest_s:.1f} tokens/s")
     return ", ".join(words)

@@ -60,7 +60,8 @@ def python(version: tuple[int, int]) -> Finding:
 
 def data_dir(folder: Path) -> Finding:
     """Whether the folder for the embedded PostgreSQL can be written, or made, and has room."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # os.path, because Path.exists raises where a folder above may not be entered
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         return Finding(
             "data folder",

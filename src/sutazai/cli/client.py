@@ -214,7 +214,7 @@ class GatewayClient:
             )
         if error.status == 403:
             return Forbidden(error.message)
-        if not error.body.startswith(b"{"):
+        if error.status == 404 and b'"error"' not in error.body:
             return NodeRejected(self._strange(error.status), node=self.url, status=error.status)
         return error
 

@@ -301,7 +301,8 @@ class ClientConnection(asyncio.Protocol):
         headers = incoming.headers = self._headers
         parser = self._parser
         incoming.method = parser.get_method()
-        incoming.http11 = parser.get_http_version() == "1.1"
+        version = parser.get_http_version()
+        incoming.http11 = version == "1.1"
         incoming.keep_alive = parser.should_keep_alive()
         path, _, incoming.query = incoming.target.partition(b"?")
         incoming.path = path
@@ -313,7 +314,7 @@ class ClientConnection(asyncio.Protocol):
         if len(headers) > MAX_HEADERS:
             self._refuse(BadRequest(f"The request had more than {MAX_HEADERS} headers."), 431)
             return
-        fault = _fault_of(incoming)
+        fault = _fault_of(incoming, version)
         if fault is not None:
             self._refuse(*fault)
             return
@@ -521,9 +522,11 @@ class ClientConnection(asyncio.Protocol):
         )
 
 
-def _fault_of(incoming: Incoming) -> tuple[SutazaiError, int | None] | None:
+def _fault_of(incoming: Incoming, version: str) -> tuple[SutazaiError, int | None] | None:
     """What makes a request dangerous or unanswerable, by its head alone."""
     headers = incoming.headers
+    if version not in {"1.1", "1.0"}:
+        return BadRequest(f"HTTP/{version} is not spoken here; send HTTP/1.1."), 505
     if incoming.target[:1] != b"/":
         return BadRequest("The address must be a path that begins with `/`."), None
     if incoming.target.translate(None, PLAIN):

@@ -34,22 +34,16 @@ STREAM_TYPES = {Dialect.OPENAI: b"text/event-stream; charset=utf-8", Dialect.OLL
 class Exchange:
     """A `Reply` that writes to a client, and the `Cycle` of its connection."""
 
-    __slots__ = (
-        "_call",
-        "_chunked",
-        "_connection",
-        "_done",
-        "_first_at",
-        "_headed",
-        "_held",
-        "_incoming",
-        "_server",
-        "_status",
-        "chunks",
-        "head_seen",
-        "request",
-        "signed_at",
-    )
+    # what every request begins with
+    head_seen: Head | None = None
+    chunks = 0
+    _call: Call | None = None
+    _chunked = False
+    _done = False
+    _first_at = 0.0
+    _headed = False
+    _held: bytes | None = None
+    _status = 0
 
     def __init__(self, server: Server, connection: ClientConnection, incoming: Incoming, request: Request) -> None:
         self._server = server
@@ -58,15 +52,6 @@ class Exchange:
         self.request = request
         self.signed_at = request.arrived_at
         """When the client last got a sign of life."""
-        self.head_seen: Head | None = None
-        self.chunks = 0
-        self._call: Call | None = None
-        self._chunked = False
-        self._done = False
-        self._first_at = 0.0
-        self._headed = False
-        self._held: bytes | None = None
-        self._status = 0
 
     def begin(self) -> None:
         """Hand the request to the gateway."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("sutazai.edge")
 
 SWEEP_S = 0.25
+SEND_BUFFER_BYTES = 256 * 1024
+"""What the kernel holds for a client that does not read; left to itself it takes megabytes for each."""
 OPEN_TO_ALL = frozenset({b"/healthz", b"/readyz"})
 """Probes of load balancers carry no key and an address as `Host`."""
 
@@ -87,6 +90,8 @@ class Server:
             reuse_address=True,
             start_serving=False,
         )
+        for listening in self._listener.sockets:  # its connections inherit it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         port: int = self._listener.sockets[0].getsockname()[1]
         return port
 

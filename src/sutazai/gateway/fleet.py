@@ -72,6 +72,15 @@ class Fleet:
         self._clients[node.name] = client
         return state
 
+    def amend(self, name: str, node: Node) -> None:
+        """The settings say something else of a node that stays; models offered anew come with its next report."""
+        state = self._states[name]
+        state.node = node
+        state.slots = node.slots or state.slots
+        state.models = {name: info for name, info in state.models.items() if _is_offered(name, node)}
+        self._index()
+        self._on_room()
+
     def remove(self, name: str) -> NodeState | None:
         """Offer the node no more; what it works on goes on."""
         state = self._states.pop(name, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -157,8 +157,13 @@ class Membership:
         await self._resolve_names()
         await self._look_for_ollama()
         wanted = {entry.node.name: entry for entry in self._all_wanted()}
-        for name in [name for name, (entry, _) in self._members.items() if wanted.get(name) != entry]:
-            self._leave(name)
+        for name, (entry, task) in list(self._members.items()):
+            present = wanted.get(name)
+            if present is None or not _is_same_server(present, entry):
+                self._leave(name)
+            elif present != entry:
+                self.fleet.amend(name, present.node)
+                self._members[name] = (present, task)
         for name, entry in wanted.items():
             if name not in self._members:
                 self._join(entry)
@@ -172,7 +177,7 @@ class Membership:
         for name in self._sources.dns:
             try:
                 addresses = await self._resolve(name.name, name.port)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter for names that no DNS could have
                 # a resolver that is away must not empty the pool: the addresses of before stay
                 log.warning("name not resolved", name=name.name, error=str(error))
                 continue
@@ -191,6 +196,9 @@ class Membership:
             async with asyncio.timeout(self._rhythm.probe_limit_s):
                 await client.probe()
         except (SutazaiError, TimeoutError):
+            return
+        except Exception as error:  # the border of one probe: anything may listen there
+            log.debug("no ollama", url=url, error=repr(error))
             return
         finally:
             await client.close()
@@ -247,6 +255,13 @@ async def _depart(state: NodeState, client: NodeClient) -> None:
     except TimeoutError:
         log.warning("node left with requests under way", node=state.node.name, in_flight=state.in_flight)
     await client.close()
+
+
+def _is_same_server(one: Wanted, other: Wanted) -> bool:
+    """Whether only what we make of it differs: such a node keeps its connections and requests."""
+    return replace(one.node, slots=None, models=()) == replace(other.node, slots=None, models=()) and (
+        one.api_key == other.api_key
+    )
 
 
 def _at_address(name: DnsName, address: str) -> Wanted:

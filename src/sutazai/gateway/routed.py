@@ -20,6 +20,7 @@ import structlog
 
 from sutazai.core.errors import (
     Cancelled,
+    NodeFault,
     NodeTimeout,
     NoHealthyNode,
     Overloaded,
@@ -104,7 +105,8 @@ class Routed:
         self.later = later
         self.on_fault = on_fault
         self.budget = RetryBudget(retry)
-        self.runs: set[Run] = set()
+        self.runs: dict[Run, None] = {}
+        """Requests that have not ended, oldest first."""
         self._line: deque[Run] = deque()
         self._begun = 0
         self._serving_line = False
@@ -113,7 +115,7 @@ class Routed:
 
     def start(self, request: Request, reply: Reply) -> Call:
         run = Run(self, request, reply)
-        self.runs.add(run)
+        self.runs[run] = None
         self._begun += 1
         if self._line and self._is_waited_for(request.model):
             self._wait(run)
@@ -168,7 +170,9 @@ class Routed:
     def _serve_once(self) -> None:
         full: set[str] = set()
         for run in list(self._line):
-            if run.request.model not in full and run.stage is Stage.WAITING and not self._try(run):
+            if run.request.model in full or run.stage is not Stage.WAITING or self._try(run):
+                continue
+            if not run.tried:  # others may still go where this one has been
                 full.add(run.request.model)
 
     def _try(self, run: Run) -> bool:
@@ -202,13 +206,14 @@ class Routed:
         run.stage = Stage.WAITING
         run.since = self.fleet.clock()
         self._line.append(run)
+        self._room_again = True  # where the line is being served, this one is to be looked at too
 
     def _is_waited_for(self, model: str) -> bool:
         return any(run.request.model == model for run in self._line)
 
     def leave(self, run: Run) -> None:
         """The run ended. For `Run` alone."""
-        self.runs.discard(run)
+        self.runs.pop(run, None)
         if run.stage is Stage.WAITING:
             self._line.remove(run)
 
@@ -219,6 +224,7 @@ class Routed:
         self._begun = 0
         for run in list(self.runs):
             run.check(now, self.patience)
+        self.serve_line()  # failures fade with time alone
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -233,38 +239,22 @@ class Routed:
 class Run:
     """One request on its way: `Call` to the client side, `Reply` to the node."""
 
-    __slots__ = (
-        "_call",
-        "_lease",
-        "_paused",
-        "_pausing",
-        "_reply",
-        "_routed",
-        "attempts",
-        "chunks",
-        "first_chunk_at",
-        "request",
-        "since",
-        "stage",
-        "started_at",
-        "tried",
-    )
+    # what every request begins with
+    _call: Call | None = None
+    _lease: Lease | None = None
+    _paused = False
+    _pausing: Timer | None = None
+    stage = Stage.PAUSING
+    chunks = 0
+    attempts = 0
+    tried: tuple[NodeState, ...] = ()
 
     def __init__(self, routed: Routed, request: Request, reply: Reply) -> None:
         self._routed = routed
         self._reply = reply
-        self._call: Call | None = None
-        self._lease: Lease | None = None
-        self._paused = False
-        self._pausing: Timer | None = None
         self.request = request
-        self.stage = Stage.PAUSING
-        self.started_at = self.since = request.arrived_at
-        """`since`: when the present stage began, or the last sign of life of an answer."""
-        self.first_chunk_at = 0.0
-        self.chunks = 0
-        self.attempts = 0
-        self.tried: tuple[NodeState, ...] = ()
+        self.since = request.arrived_at
+        """When the present stage began, or the last sign of life of an answer."""
 
     @property
     def node(self) -> str:
@@ -330,9 +320,9 @@ class Run:
         self._reply.head(head)
 
     def chunk(self, data: bytes) -> None:
-        now = self.since = self._routed.fleet.clock()
-        if not self.chunks:
-            self.first_chunk_at = now
+        if self._lease is None:
+            return  # ended from the outside within the node's own `start`
+        self.since = self._routed.fleet.clock()
         self.chunks += 1
         self._reply.chunk(data)
 
@@ -355,7 +345,7 @@ class Run:
             return
         routed = self._routed
         lease = self._lease
-        if lease is not None:
+        if lease is not None and isinstance(error, NodeFault):
             routed.on_fault(lease.state.node.name, self.request.model, error)
             self.tried = (*self.tried, lease.state)
         said_something = self.stage is Stage.ANSWERING
@@ -379,7 +369,8 @@ class Run:
         """Whether a time limit has passed."""
         silent_s = now - self.since
         if now - self.request.arrived_at > patience.total_s:
-            self._time_out(f"The answer was not complete after {patience.total_s:g} s")
+            message = f"The answer was not complete after {patience.total_s:g} s."
+            self._drop(Outcome.NEITHER, NodeTimeout(message, node=self.node))  # a long answer is no fault of the node
         elif self.stage is Stage.WAITING and silent_s > patience.max_wait_s:
             message = f"No slot became free within {patience.max_wait_s:g} s; come back later."
             self._drop(Outcome.NEITHER, Overloaded(message, retry_after_s=5))

@@ -6,7 +6,8 @@ then the fewest requests relative to slots. Pick: the best, ties by random.
 
 Failures are load. A node that fails fast has few requests in flight and would draw all of them (the black hole of
 least connections), so each failure counts as a request still in flight for a while, and a node that has such ghosts
-loses its privilege of being warm.
+loses its privilege of being warm. While the sound nodes are full, one that its ghosts fill too gets nothing: waiting
+for a sound one is better than failing at once.
 """
 
 from __future__ import annotations
@@ -94,13 +95,13 @@ def pick(
         candidates: nodes that have the model, in any order.
         now: monotonic seconds.
         random: uniform in [0, 1).
-        tried: nodes that failed this request already; chosen only when no other has room.
+        tried: nodes that failed this request already; chosen only when there is no sound one to wait for.
 
     Returns:
-        None when no candidate has room.
+        None when no candidate has room, or none but failing ones while a sound one is only full.
     """
     best: NodeState | None = None
-    best_tier, best_load = 9, 0.0
+    best_tier, best_load = -1, 0.0
     ties = 0
     head_start = rules.head_start
     steady_since = now - rules.slow_start_s
@@ -120,13 +121,24 @@ def pick(
             ties += 1
             if random() * ties < 1.0:
                 best = state
+    if best_tier >= _FULL_OF_GHOSTS and any(_is_sound(state, now, rules, tried) for state in candidates):
+        return None
     return best
 
 
+_WARM, _COLD_OR_FAILING, _FULL_OF_GHOSTS, _TRIED = range(4)
+
+
 def _tier(state: NodeState, model: str, now: float, rules: RoutingRules, tried: Sequence[NodeState]) -> int:
-    """0 warm, 1 cold or failing, 2 failed this very request."""
+    """What comes before any load, of a node that has room."""
     if tried and state in tried:
-        return 2
-    if not is_warm(state, model) or (state.penalty and penalty_now(state, now, rules) >= 1.0):
-        return 1
-    return 0
+        return _TRIED
+    ghosts = penalty_now(state, now, rules)
+    if state.in_flight + ghosts >= state.slots + rules.head_start:
+        return _FULL_OF_GHOSTS
+    return _WARM if ghosts < 1.0 and is_warm(state, model) else _COLD_OR_FAILING
+
+
+def _is_sound(state: NodeState, now: float, rules: RoutingRules, tried: Sequence[NodeState]) -> bool:
+    """Whether it will do, once it has room."""
+    return state.health is UP and not state.draining and penalty_now(state, now, rules) < 1.0 and state not in tried

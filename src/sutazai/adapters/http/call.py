@@ -40,21 +40,14 @@ class Reading(Protocol):
 class HttpCall:
     """A request under way at one node: sends, receives, and tells the reply."""
 
-    __slots__ = (
-        "_connection",
-        "_head",
-        "_held",
-        "_held_bytes",
-        "_parts",
-        "_paused",
-        "_pool",
-        "_reading",
-        "_reply",
-        "_retry_after_s",
-        "_status",
-        "_stream",
-        "_task",
-    )
+    # what every call begins with
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None
+    _head: Head | None = None
+    _held_bytes = 0
+    _status = 0
+    _retry_after_s = 0.0
+    _paused = False
 
     def __init__(
         self, pool: ConnectionPool, parts: list[bytes], reply: Reply, reading: Reading, *, stream: bool
@@ -65,14 +58,7 @@ class HttpCall:
         self._reply: Reply | None = reply
         self._reading = reading
         self._stream = stream
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._head: Head | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._status = 0
-        self._retry_after_s = 0.0
-        self._paused = False
         connection = pool.take_idle()
         if connection is None:
             self._connect()
@@ -154,6 +140,8 @@ class HttpCall:
                 self._let_go()
 
     def on_end(self) -> None:
+        if self._paused:
+            self.resume()  # the connection is to be used again
         self._connection = None
         if self._status >= 300:
             self._fail(self._rejection())

@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_first",
         "_headers",
+        "_is_paused",
         "_keep",
         "_known",
         "_known_headers",
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
         self.reused = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
+        self._is_paused = False
         self._known: KnownHead | None = None
         self._known_status = 0
         self._misses = 0
@@ -112,9 +114,11 @@ class Connection(asyncio.Protocol):
         """Stop reading: back-pressure."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
+            self._is_paused = True
 
     def resume(self) -> None:
         """Read on."""
+        self._is_paused = False
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -220,6 +224,8 @@ class Connection(asyncio.Protocol):
     def _finish(self, *, keep: bool) -> None:
         receiver = self._receiver
         self._receiver = None
+        if self._is_paused:
+            self.resume()  # the next request must not find it deaf
         if keep and receiver is not None:
             if not self._at_start:
                 self._reset()

@@ -15,6 +15,8 @@ from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
 from sutazai.core.errors import BadRequest, NodeFault, NodeRejected
 from sutazai.core.node import ModelInfo, Node, NodeKind, NodeReport
 from sutazai.core.request import Dialect, Endpoint, Head, Request
+from sutazai.dialects.assembled import Assembled, AssembledForOllama
+from sutazai.dialects.for_llamacpp import continues_a_turn, streamed, with_forced_tool
 from sutazai.dialects.from_openai import RepliesFromOpenAI, load_reply
 from sutazai.dialects.to_openai import request_to_openai
 from sutazai.ports.inference import Call, Reply
@@ -27,30 +29,32 @@ class OpenAINode:
         self.node = node
         self._pool = ConnectionPool(node.name, parse_address(node.url), connect_s=connect_s)
         self._client = HttpClient(self._pool, bearer=api_key)
-        # llama.cpp drops the connection after each stream, although it announces to keep it
-        self._drops_streams = node.kind is NodeKind.LLAMACPP
+        self._is_llamacpp = node.kind is NodeKind.LLAMACPP
         paths = [endpoint.path for endpoint in Endpoint if endpoint.dialect is Dialect.OPENAI]
         self._openings = {path: self._client.opening("POST", path) for path in paths}
         self._last_openings = {path: self._client.opening("POST", path, close=True) for path in paths}
-        """Of requests after which the node drops the connection."""
+        """Of streams of llama.cpp: it drops the connection after each, although it announces to keep it."""
         self._has_metrics = True
 
     def start(self, request: Request, reply: Reply) -> Call:
         endpoint, body = request.endpoint, request.body
+        openings = self._openings
         reading: Reading
-        if endpoint.dialect is Dialect.OPENAI:
-            reading = Untouched(endpoint) if request.stream else UntouchedWhole(endpoint)
-        elif request.loads_only:
-            self._answer_load(request, reply)
-            return NoCall()
-        else:
-            try:
-                endpoint, body = request_to_openai(endpoint, body, model=request.model)
-            except BadRequest as error:
-                reply.fail(error)
+        try:
+            if endpoint.dialect is Dialect.OPENAI:
+                reading = Untouched(endpoint) if request.stream else UntouchedWhole(endpoint)
+            elif request.loads_only:
+                self._answer_load(request, reply)
                 return NoCall()
-            reading = Translated(_replies(request))
-        openings = self._last_openings if self._drops_streams and request.stream else self._openings
+            else:
+                endpoint, body = request_to_openai(endpoint, body, model=request.model)
+                reading = Translated(_replies(request))
+            if self._is_llamacpp:
+                body, reading, is_streamed = _for_llamacpp(request, endpoint, body, reading)
+                openings = self._last_openings if is_streamed else openings
+        except BadRequest as error:
+            reply.fail(error)
+            return NoCall()
         head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             openings[endpoint.path],
             request.id.encode(),
@@ -123,6 +127,28 @@ class OpenAINode:
             self._has_metrics = False
             return None, None
         return _gauge(answer.body, b"vllm:num_requests_running"), _gauge(answer.body, b"vllm:num_requests_waiting")
+
+
+def _for_llamacpp(request: Request, endpoint: Endpoint, body: bytes, reading: Reading) -> tuple[bytes, Reading, bool]:
+    """
+    What to send, how to read the answer, and whether that is a stream: it is where it can be, see `for_llamacpp`.
+
+    `endpoint`, `body` and `reading` are what any other node would get. Raises `BadRequest`.
+    """
+    is_chat = endpoint is Endpoint.OPENAI_CHAT
+    is_translated = endpoint is not request.endpoint
+    if is_chat and not is_translated:
+        body = with_forced_tool(body)
+    if request.stream:
+        return body, reading, True
+    if endpoint is Endpoint.OPENAI_EMBEDDING or (is_chat and not is_translated and continues_a_turn(body)):
+        return body, reading, False
+    as_stream = streamed(body)
+    if as_stream is None:
+        return body, reading, False
+    if is_translated:
+        return as_stream, Translated(AssembledForOllama(endpoint, _replies(request))), True
+    return as_stream, Translated(Assembled(endpoint)), True
 
 
 def _replies(request: Request) -> RepliesFromOpenAI:
