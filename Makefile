@@ -4,7 +4,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench clean lock
 
-PYTHON ?= python3
 BIN := .venv/bin
 
 help:  ## What can be done here
@@ -34,10 +33,10 @@ clean:  ## Remove everything that was made here
 	@rm -rf .venv .venv-bench node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 .venv/run.stamp: requirements.lock pyproject.toml scripts/setup
-	@PYTHON=$(PYTHON) scripts/setup run
+	@scripts/setup run
 
 .venv/dev.stamp: requirements-dev.lock pyproject.toml scripts/setup
-	@PYTHON=$(PYTHON) scripts/setup dev
+	@scripts/setup dev
 
 .venv/servers.stamp: scripts/setup .venv/dev.stamp
 	@scripts/setup servers

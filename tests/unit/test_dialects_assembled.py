@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -124,6 +124,7 @@ def streams(draw: st.DrawFn, choices: list[Said]) -> bytes:
     return body.replace(b"\n", b"\r\n") if draw(st.booleans()) else body
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 3), SPLITS)
 def test_a_chat_is_the_same_whole_as_put_together_again(data: st.DataObject, count: int, at: list[int]) -> None:
     choices = [data.draw(chat_choices(index)) for index in range(count)]
@@ -135,6 +136,7 @@ def test_a_chat_is_the_same_whole_as_put_together_again(data: st.DataObject, cou
     assert answer == whole | {"usage": USAGE, "timings": TIMINGS}
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 3), SPLITS)
 def test_a_completion_is_the_same_whole_as_put_together_again(data: st.DataObject, count: int, at: list[int]) -> None:
     choices = [data.draw(text_choices(index)) for index in range(count)]
@@ -146,6 +148,7 @@ def test_a_completion_is_the_same_whole_as_put_together_again(data: st.DataObjec
     assert answer == whole | {"usage": USAGE, "timings": TIMINGS}
 
 
+@settings(deadline=None)
 @given(st.data(), SPLITS)
 def test_a_stream_that_broke_off_anywhere_is_no_answer(data: st.DataObject, at: list[int]) -> None:
     choices = [data.draw(chat_choices(index)) for index in range(2)]
@@ -156,6 +159,7 @@ def test_a_stream_that_broke_off_anywhere_is_no_answer(data: st.DataObject, at: 
         assembled(stream[:end], at)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"data: ", b"\n\n", b"[DONE]", b"{}", b"null", b"[]", b"1", b'{"choices":', b"[{"])))
 def test_whatever_comes_it_is_an_answer_or_untranslatable(bits: list[bytes]) -> None:
     with pytest.raises(Untranslatable):
@@ -228,6 +232,15 @@ def test_calls_without_an_index_stand_in_order() -> None:
 
     called = answer["choices"][0]["message"]["tool_calls"]
     assert called == [{"type": "function", **call} for call in calls]
+
+
+def test_calls_stand_in_the_order_of_their_index() -> None:
+    pieces = [{"index": index, "function": {"name": f"f{index}", "arguments": "{}"}} for index in (1, 0)]
+
+    answer = assembled(chat_event(0, {"tool_calls": pieces}) + finished())
+
+    called = answer["choices"][0]["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in called] == ["f0", "f1"]
 
 
 def test_the_end_needs_no_empty_line_and_nothing_counts_after_it() -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sutazai.core.errors import BadRequest
@@ -29,6 +29,7 @@ def choosing(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
+@settings(deadline=None)
 @given(OBJECTS, st.sampled_from([{}, {"stream": False}, {"stream": None}]))
 def test_a_request_becomes_a_stream_that_tells_its_tokens_and_nothing_else_changes(
     fields: dict[str, Any], stream: dict[str, Any]
@@ -82,6 +83,7 @@ def test_a_chat_that_ends_with_the_assistant_is_to_be_continued(messages: list[o
     assert continues_a_turn(json.dumps({"messages": messages}).encode()) == continues
 
 
+@settings(deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=4), st.data(), OBJECTS)
 def test_a_named_tool_is_the_only_one_and_required(
     names: list[str], data: st.DataObject, fields: dict[str, Any]

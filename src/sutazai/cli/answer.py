@@ -85,16 +85,19 @@ async def answer(
     """
     paper = _Paper(heard)
     asked_at = time.monotonic()
+    is_complete = False
     try:
         async with aclosing(client.lines(PATH, _request(wanted, messages), idle_s=IDLE_S)) as lines:
             async for line in lines:
                 event = line.removeprefix(b"data:").strip()
                 if event == b"[DONE]":
-                    return paper.measured(asked_at)
-                if line.startswith(b"data:"):
+                    is_complete = True  # read on to the end: leaving now would count as a client that left
+                elif line.startswith(b"data:"):
                     paper.write(_part(event, client.url))
     finally:
         paper.end_line()
+    if is_complete:
+        return paper.measured(asked_at)
     raise NodeUnreachable(f"The gateway at {client.url} broke off. Ask again.", node=client.url)
 
 

@@ -19,6 +19,8 @@ from sutazai.core.request import Dialect, Endpoint, Usage
 CARRY_BYTES: Final = 8 * 1024
 
 _KEY: Final = b'"usage"'
+_PLAIN_KEY: Final = b'"usage":{'
+_BEFORE_BRACE: Final = len(_PLAIN_KEY) - 1
 _AFTER_KEY: Final = len(_KEY) + 1
 _NEWLINE: Final = ord("\n")
 _BACKSLASH: Final = ord("\\")
@@ -67,6 +69,8 @@ class _OpenAIAnswer(msgspec.Struct, frozen=True):
 def usage_of_whole(endpoint: Endpoint, body: bytes) -> Usage | None:
     """What a complete answer that did not stream says of its tokens; None where it does not."""
     try:
+        if endpoint.dialect is Dialect.OPENAI and (usage := _flat_usage(body)) is not None:
+            return Usage(usage.prompt_tokens, usage.completion_tokens or 0)
         if endpoint.dialect is Dialect.OLLAMA:
             counts = _ollama_counts.decode(body)
             told = counts.prompt_eval_count is not None or counts.eval_count is not None
@@ -75,6 +79,17 @@ def usage_of_whole(endpoint: Endpoint, body: bytes) -> Usage | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return None if usage is None else Usage(usage.prompt_tokens, usage.completion_tokens or 0)
+
+
+def _flat_usage(body: bytes) -> OpenAIUsage | None:
+    """The usage at the end of an answer, without reading the answer: only where it stands in the plainest form."""
+    at = body.rfind(_PLAIN_KEY)
+    if at < 0:
+        return None
+    try:
+        return _openai_usage.decode(body[at + _BEFORE_BRACE : body.find(b"}", at) + 1])
+    except msgspec.DecodeError:
+        return None  # it holds details, or is none: the whole will tell
 
 
 class _ScanOpenAI:

@@ -421,8 +421,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _send_error(self, incoming: Incoming, body_bytes: int) -> None:
         error, status = incoming.error or (BadRequest("The request was refused."), None)
-        answer = answer_to(error, incoming.dialect)
-        status = status or answer.status
+        answer = answer_to(error, incoming.dialect, status)
+        status = answer.status
         keep_alive = incoming.keep_alive and not self._refused and not self.server.draining
         extra = b"retry-after: %d\r\n" % answer.retry_after_s if answer.retry_after_s else b""
         extra += self.server.cors(incoming)

@@ -64,9 +64,10 @@ def _rejected(status: int) -> tuple[int, str]:
     return (400, "invalid_request_error") if status == 501 else (502, "api_error")
 
 
-def answer_to(error: errors.SutazaiError, dialect: Dialect) -> ErrorAnswer:
-    """The whole answer to a request that failed before anything was said."""
-    status, kind = status_of(error)
+def answer_to(error: errors.SutazaiError, dialect: Dialect, status: int | None = None) -> ErrorAnswer:
+    """The whole answer to a request that failed before anything was said; `status` where its own is not meant."""
+    own_status, kind = status_of(error)
+    status = status or own_status
     retry_after_s = getattr(error, "retry_after_s", None)
     where = getattr(error, "where", None)
     return ErrorAnswer(

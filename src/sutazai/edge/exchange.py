@@ -93,6 +93,10 @@ class Exchange:
 
     def whole(self, head: Head, body: bytes, usage: Usage | None) -> None:
         self.head_seen = head
+        if self._headed:  # a sign of life went out before
+            self.chunk(body)
+            self.end(usage)
+            return
         self._first_at = self._server.clock()
         self.chunks = 1
         length = b"content-length: %d\r\n" % len(body)
@@ -199,8 +203,8 @@ class Exchange:
             content_type,
             framing,
             self.request.id.encode(),
-            head.node.encode("latin-1", "replace") if head is not None else b"",
-            head.reason.encode("latin-1", "replace") if head is not None else b"waiting",
+            head.node.encode() if head is not None else b"",
+            head.reason.encode() if head is not None else b"waiting",
             extra,
             body,
         )
@@ -228,13 +232,13 @@ class Exchange:
         head = self.head_seen
         server.accounts.note(
             self.request,
-            node=head.node if head is not None else "",
-            status=status,
-            now=now or server.clock(),
-            first_at=self._first_at,
-            chunks=self.chunks,
-            usage=usage,
-            error=error,
+            head.node if head is not None else "",
+            status,
+            now or server.clock(),
+            self._first_at,
+            self.chunks,
+            usage,
+            error,
         )
         self._connection.done(len(self.request.body), keep_alive=self._incoming.keep_alive)
 

@@ -34,6 +34,13 @@ OPTIONS: Schema = {
     "type": "object",
     "properties": {"temperature": NUMBER, "num_predict": TOKENS, "seed": SEED, "num_ctx": TOKENS},
 }
+EVENT: Schema = {
+    "type": "object",
+    "description": "One server-sent event: JSON, an error in its place, or at the end `[DONE]`.",
+    "required": ["data"],
+    "properties": {"data": TEXT},
+}
+LINES: Schema = {"type": "string", "description": "JSON, one object a line; the last has `done` or `error`."}
 USAGE: Schema = {"type": "object", "required": ["prompt_tokens"]}
 
 
@@ -115,10 +122,11 @@ def document() -> Schema:
 
 
 def _inference(endpoint: Endpoint) -> Schema:
-    stream_type = "text/event-stream" if endpoint.dialect is Dialect.OPENAI else "application/x-ndjson"
+    is_openai = endpoint.dialect is Dialect.OPENAI
+    stream_type, stream = ("text/event-stream", EVENT) if is_openai else ("application/x-ndjson", LINES)
     content: Schema = {"application/json": {"schema": ANSWERS[endpoint]}}
     if "stream" in REQUESTS[endpoint]["properties"]:
-        content[stream_type] = {"schema": {"type": "string"}}
+        content[stream_type] = {"schema": stream}
     return {
         "operationId": endpoint.name.lower(),
         "tags": ["inference"],

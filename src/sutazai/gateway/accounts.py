@@ -27,7 +27,6 @@ class Accounts:
     def note(
         self,
         request: Request,
-        *,
         node: str,
         status: int,
         now: float,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
-from sutazai.core.errors import BadRequest, NodeRejected, NoHealthyNode, SutazaiError, UnknownModel
+from sutazai.core.errors import BadRequest, NodeRejected, NodeTimeout, NoHealthyNode, SutazaiError, UnknownModel
 from sutazai.core.node import Health, NodeKind
 from sutazai.gateway.fleet import Fleet
 from sutazai.policy.nearest import nearest
@@ -68,13 +68,18 @@ class Keeping:
         records: asyncio.Queue[tuple[str, Record | SutazaiError | None]] = asyncio.Queue(QUEUED_RECORDS)
 
         async def follow(node: str, keeper: ModelKeeper) -> None:
+            last: Record = {}
             try:
                 async with aclosing(cast("Any", keeper.pull(model, insecure=insecure))) as pulling:
                     async for record in pulling:
+                        last = record
                         await records.put((node, record))
-                await records.put((node, None))
+                done = last.get("status") == "success"
+                await records.put((node, None if done else SutazaiError("It stopped before the end.")))
             except SutazaiError as error:
                 await records.put((node, error))
+            except Exception as error:  # the border of a task: a node may send anything
+                await records.put((node, SutazaiError(f"Its progress was not understood: {error!r}")))
 
         tasks = [asyncio.create_task(follow(*entry), name=f"pull on {entry[0]}") for entry in keepers.items()]
         failed: dict[str, str] = {}
@@ -115,11 +120,14 @@ class Keeping:
         if not keepers:
             raise UnknownModel(model, nearest(model, self._fleet.models()))
 
-        async def bounded(keeper: ModelKeeper) -> None:
-            async with asyncio.timeout(DELETE_LIMIT_S):
-                await act(keeper)
+        async def bounded(node: str, keeper: ModelKeeper) -> None:
+            try:
+                async with asyncio.timeout(DELETE_LIMIT_S):
+                    await act(keeper)
+            except TimeoutError as error:
+                raise NodeTimeout(f"It did not answer within {DELETE_LIMIT_S:g} s.", node=node) from error
 
-        results = await asyncio.gather(*map(bounded, keepers.values()), return_exceptions=True)
+        results = await asyncio.gather(*map(bounded, keepers, keepers.values()), return_exceptions=True)
         failed = {
             node: getattr(result, "message", None) or repr(result)
             for node, result in zip(keepers, results, strict=True)

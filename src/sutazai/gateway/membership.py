@@ -136,6 +136,8 @@ class Membership:
                     await self._pause()
         finally:
             self._group = None
+            for name in self._members:
+                await self.fleet.client(name).close()
 
     async def _pause(self) -> None:
         try:
@@ -254,7 +256,8 @@ async def _depart(state: NodeState, client: NodeClient) -> None:
                 await asyncio.sleep(0.1)
     except TimeoutError:
         log.warning("node left with requests under way", node=state.node.name, in_flight=state.in_flight)
-    await client.close()
+    finally:
+        await client.close()
 
 
 def _is_same_server(one: Wanted, other: Wanted) -> bool:

@@ -2,8 +2,8 @@
 Logs as events, one line each, to standard error.
 
 Events go through structlog. The line for each request does not: it is put together by hand and written in batches by a
-thread, so that a slow terminal is never waited for. When the reader of the log is
-stuck, lines past a bound are dropped and counted, and the count is logged.
+thread, so that a slow terminal is never waited for. When the reader of the log is stuck, lines past a bound are dropped
+and counted, and the count is logged.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class AccessLog:
         # after the fraction of the second, in milliseconds
         when = f"{self._moment}.{int((at - second) * 1000):03d}Z"
         if self._is_json:
-            first = "" if ttft_s is None else f',"ttft_us":{int(ttft_s * 1e6)}'
+            first = "" if ttft_s is None or not request.stream else f',"ttft_us":{int(ttft_s * 1e6)}'
             end = f',"error":{_quoted(error)}}}\n' if error else "}\n"
             line = (
                 f'{{"event":"request","at":"{when}","request_id":"{request.id}",{self._constant(request, node)},'
@@ -108,9 +108,9 @@ class AccessLog:
             first = "" if ttft_s is None else f" first {ttft_s * 1000:.0f} ms"
             line = (
                 f"{when[11:19]} {status} {request.endpoint.path} {request.model} -> {node or '-'} "
-                f"{duration_s * 1000:.1f} ms{first} {usage[0]}+{usage[1]} tokens {request.id} {error}".rstrip()
-                + "\n"
+                f"{duration_s * 1000:.1f} ms{first} {usage[0]}+{usage[1]} tokens {request.id} {_on_one_line(error)}"
             )
+            line = line.rstrip() + "\n"
         self._lines.append(line)
 
     def stop(self) -> None:
@@ -141,7 +141,11 @@ class AccessLog:
         del self._lines[:count]  # what came meanwhile stays: each step is one step to other threads
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            lines.append(f'{{"event":"access lines dropped","level":"warning","count":{dropped}}}\n')
+            lines.append(
+                f'{{"event":"access lines dropped","level":"warning","count":{dropped}}}\n'
+                if self._is_json
+                else f"{dropped} lines were dropped: nobody reads this log fast enough\n"
+            )
         if not lines:
             return
         try:
@@ -149,6 +153,11 @@ class AccessLog:
             self._out.flush()
         except (OSError, ValueError):  # the reader is gone: requests matter more than their log
             return
+
+
+def _on_one_line(text: str) -> str:
+    """Nodes choose the words of errors, and a terminal obeys control characters."""
+    return text if text.isprintable() else "".join(mark if mark.isprintable() else " " for mark in text)
 
 
 def _quoted(text: str) -> str:

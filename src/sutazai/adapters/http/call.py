@@ -21,11 +21,17 @@ HOLD_BYTES = 256 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 
 
+JOINED_BYTES = 16 * 1024
+"""Up to here copying a body behind its head costs less than writing the two at once."""
+
+
 class Reading(Protocol):
     """What is made of the bytes of a node: nothing but counting tokens, or a translation."""
 
     content_type: bytes | None
     """None keeps what the node said."""
+    is_verbatim: bool
+    """The node speaks the client's dialect, so what it says of a bad request can be passed on as it is."""
 
     def feed(self, data: bytes) -> bytes:
         """What to hand on for these bytes."""
@@ -195,7 +201,7 @@ class HttpCall:
             node=self._pool.node,
             status=self._status,
             body=body,
-            is_verbatim=self._reading.content_type is None and body[:1] == b"{",
+            is_verbatim=self._reading.is_verbatim and body[:1] == b"{",
             retry_after_s=self._retry_after_s,
         )
 
@@ -213,6 +219,11 @@ class HttpCall:
         reply, self._reply = self._reply, None
         if reply is not None:
             reply.fail(error)
+
+
+def as_parts(head: bytes, body: bytes) -> list[bytes]:
+    """A request as it is written."""
+    return [head + body] if len(body) <= JOINED_BYTES else [head, body]
 
 
 def _seconds(retry_after: bytes) -> float:

@@ -26,6 +26,7 @@ class Untouched:
 
     __slots__ = ("_feed", "_scan")
     content_type: bytes | None = None
+    is_verbatim = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._scan = UsageScan(endpoint)
@@ -51,6 +52,7 @@ class UntouchedWhole:
 
     __slots__ = ("_endpoint", "_first", "_scan")
     content_type: bytes | None = None
+    is_verbatim = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -76,12 +78,13 @@ class UntouchedWhole:
 
 
 class Translated:
-    """The node speaks another dialect than the client."""
+    """The node speaks another dialect than the client, or another form of it."""
 
-    __slots__ = ("_replies", "content_type", "feed", "finish")
+    __slots__ = ("_replies", "content_type", "feed", "finish", "is_verbatim")
 
-    def __init__(self, replies: Replies) -> None:
+    def __init__(self, replies: Replies, *, is_verbatim: bool = False) -> None:
         self._replies = replies
+        self.is_verbatim = is_verbatim
         self.content_type: bytes | None = replies.content_type
         self.feed = replies.feed
         self.finish = replies.finish

@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from sutazai.adapters.http.address import parse_address
-from sutazai.adapters.http.call import HttpCall, NoCall, Reading
+from sutazai.adapters.http.call import HttpCall, NoCall, Reading, as_parts
 from sutazai.adapters.http.client import HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
@@ -81,7 +81,7 @@ class OllamaNode:
             request.id.encode(),
             len(body),
         )
-        return HttpCall(self._pool, [head, body], reply, reading, stream=request.stream)
+        return HttpCall(self._pool, as_parts(head, body), reply, reading, stream=request.stream)
 
     def _with_load_options(self, request: Request, endpoint: Endpoint, body: bytes) -> bytes:
         """The body with the load options that the model is to have."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from sutazai.adapters.http.address import parse_address
-from sutazai.adapters.http.call import HttpCall, NoCall, Reading
+from sutazai.adapters.http.call import HttpCall, NoCall, Reading, as_parts
 from sutazai.adapters.http.client import HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
@@ -60,22 +60,13 @@ class OpenAINode:
             request.id.encode(),
             len(body),
         )
-        return HttpCall(self._pool, [head, body], reply, reading, stream=request.stream)
+        return HttpCall(self._pool, as_parts(head, body), reply, reading, stream=request.stream)
 
     def _answer_load(self, request: Request, reply: Reply) -> None:
         """These nodes hold their models always, so a request to load one is answered here."""
         body = load_reply(request.endpoint, request.model, _now_rfc3339())
-        reply.head(
-            Head(
-                200,
-                b"application/x-ndjson" if request.stream else b"application/json",
-                len(body),
-                self.node.name,
-                "",
-            )
-        )
-        reply.chunk(body)
-        reply.end(None)
+        content_type = b"application/x-ndjson" if request.stream else b"application/json"
+        reply.whole(Head(200, content_type, len(body), self.node.name, ""), body, None)
 
     async def probe(self) -> NodeReport:
         listed = cast("dict[str, Any]", await self._client.fetch_json("GET", "/v1/models"))
@@ -148,7 +139,7 @@ def _for_llamacpp(request: Request, endpoint: Endpoint, body: bytes, reading: Re
         return body, reading, False
     if is_translated:
         return as_stream, Translated(AssembledForOllama(endpoint, _replies(request))), True
-    return as_stream, Translated(Assembled(endpoint)), True
+    return as_stream, Translated(Assembled(endpoint), is_verbatim=True), True
 
 
 def _replies(request: Request) -> RepliesFromOpenAI:
