@@ -151,12 +151,12 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
     del fake_nodes  # they are to outlive the gateways
     async with AsyncExitStack() as stack:
 
-        async def start(*nodes: FakeNode | NodeSettings, **groups: Any) -> Gateway:
+        async def start(*nodes: FakeNode | NodeSettings, with_engine: bool = False, **groups: Any) -> Gateway:
             usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}
             settings = Settings(nodes=tuple(map(_listed, nodes)), **usual | groups)
             settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=0))
             return await stack.enter_async_context(
-                open_gateway(settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=False)
+                open_gateway(settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=with_engine)
             )
 
         yield start

@@ -57,7 +57,14 @@ def _program(code: str) -> Sequence[str]:
 def _children() -> set[int]:
     """The processes that this one started and that are not reaped."""
     threads = Path("/proc/self/task").iterdir()
-    return {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
+    return {pid for thread in threads for pid in _children_of(thread)}
+
+
+def _children_of(thread: Path) -> set[int]:
+    try:
+        return {int(pid) for pid in (thread / "children").read_text().split()}
+    except FileNotFoundError:  # the thread ended between the listing and now
+        return set()
 
 
 def _shown_by_the_system(pid: int) -> bytes:

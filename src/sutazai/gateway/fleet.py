@@ -125,7 +125,9 @@ class Fleet:
             state.failures = 0
         elif outcome is not Outcome.NEITHER:
             now = self.clock()
-            state.penalty = penalty_now(state, now, self.rules) + 1.0
+            # more ghosts than fill a node would only keep it out for longer once it is well again
+            most = state.slots + self.rules.head_start + 1.0
+            state.penalty = min(penalty_now(state, now, self.rules) + 1.0, most)
             state.penalty_at = now
             state.last_error = why
             if outcome is Outcome.GONE:

@@ -169,7 +169,9 @@ class _Exchange:
             self._connection.pause()
 
     def on_end(self) -> None:
-        self._connection = None
+        if self._connection is not None:
+            self._connection.resume()  # it is to be used again
+            self._connection = None
         self._parts.put_nowait(None)
 
     def on_lost(self, error: NodeFault, *, untouched: bool) -> None:

@@ -19,6 +19,7 @@ from sutazai.adapters.http.call import HttpCall, NoCall, Reading, as_parts
 from sutazai.adapters.http.client import HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
+from sutazai.adapters.ollama.contexts import Contexts, LoadWatch
 from sutazai.core.errors import BadRequest, NodeRejected
 from sutazai.core.node import LoadedModel, ModelInfo, Node, NodeReport
 from sutazai.core.request import Dialect, Endpoint, Request
@@ -54,14 +55,7 @@ class OllamaNode:
             for endpoint in Endpoint
             if endpoint.dialect is Dialect.OLLAMA
         }
-        self._loaded: Mapping[str, int] = {}
-        """Context length by model, as the last probe saw it."""
-        self._asked: dict[str, int] = {}
-        """Context length that was asked for, until a probe sees the model loaded: a load takes a while."""
-        self._unasked: set[str] = set()
-        """Models that were requested without one while they were not loaded."""
-        self._default: dict[str, int] = {}
-        """What a model is loaded with when nobody asks, once that was seen."""
+        self._contexts = Contexts()
 
     def start(self, request: Request, reply: Reply) -> Call:
         endpoint, body = request.endpoint, request.body
@@ -72,7 +66,7 @@ class OllamaNode:
             else:
                 endpoint, body = request_to_ollama(endpoint, body, model=request.model)
                 reading = Translated(_replies(request))
-            body = self._with_load_options(request, endpoint, body)
+            body, reply = self._with_load_options(request, body, reply)
         except BadRequest as error:
             reply.fail(error)
             return NoCall()
@@ -83,44 +77,31 @@ class OllamaNode:
         )
         return HttpCall(self._pool, as_parts(head, body), reply, reading, stream=request.stream)
 
-    def _with_load_options(self, request: Request, endpoint: Endpoint, body: bytes) -> bytes:
-        """The body with the load options that the model is to have."""
-        model = request.model
+    def _with_load_options(self, request: Request, body: bytes, reply: Reply) -> tuple[bytes, Reply]:
+        """The body with the load options that the model is to have, and who is to hear how it went."""
+        model, contexts = request.model, self._contexts
         settings = self._model_settings(model)
-        loaded = self._loaded.get(model) or self._asked.get(model, 0)
-        context = context_to_ask(request.context_tokens, loaded, self._default.get(model, 0), settings.context_buckets)
-        if context is None:
-            self._unasked.add(model)
-        elif context != loaded:
-            self._asked[model] = context
+        context = context_to_ask(
+            request.context_tokens, contexts.present(model), contexts.default(model), settings.context_buckets
+        )
+        if contexts.ask(model, context) and context is not None:
+            reply = LoadWatch(contexts, model, context, reply)
         is_plain = not request.has_load_options and request.endpoint.dialect is Dialect.OLLAMA
         if context is None and not settings.load_options and is_plain:
-            return body
-        return with_context(body, num_ctx=context, load_options=settings.load_options)
+            return body, reply
+        return with_context(body, num_ctx=context, load_options=settings.load_options), reply
 
     async def probe(self) -> NodeReport:
         tags = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/tags"))
         running = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/ps"))
         version = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/version"))
         loaded = {entry.name: entry for entry in map(_loaded_model, running.get("models") or [])}
-        self._learn(loaded)
+        self._contexts.learn(loaded)
         return NodeReport(
             models={info.name: info for info in map(_model_info, tags.get("models") or [])},
             loaded=loaded,
             version=str(version.get("version") or ""),
         )
-
-    def _learn(self, loaded: Mapping[str, LoadedModel]) -> None:
-        """A model that was just loaded, and for which no length was asked here, shows the default."""
-        present: dict[str, int] = {}
-        for name, entry in loaded.items():
-            for alias in (name, name.removesuffix(":latest")):
-                present[alias] = entry.context_tokens
-                if alias not in self._loaded and alias in self._unasked and alias not in self._asked:
-                    self._default[alias] = entry.context_tokens
-                self._asked.pop(alias, None)
-                self._unasked.discard(alias)
-        self._loaded = present
 
     async def show(self, model: str) -> Mapping[str, object]:
         return cast("dict[str, object]", await self._client.fetch_json("POST", "/api/show", {"model": model}))
