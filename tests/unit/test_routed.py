@@ -28,6 +28,7 @@ from sutazai.core.node import Health, ModelInfo, Node, NodeKind, NodeReport, Nod
 from sutazai.core.request import Endpoint, Head, Request, Usage
 from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.routed import Patience, Routed, Run
+from sutazai.policy.health import Outcome
 from sutazai.policy.retry import RetryRules
 from sutazai.policy.routing import RoutingRules, has_room, penalty_now
 from sutazai.ports.inference import Reply
@@ -474,16 +475,13 @@ class Bench:
         self.nodes = {name: self.join(name, count) for name, count in slots.items()}
         self.asked = 0
 
-    def join(self, name: str, slots: int) -> MemoryNode:
-        """A node comes in, and has `m1`."""
+    def join(self, name: str, slots: int, model: str = "m1") -> MemoryNode:
+        """A node comes in, and has one model."""
         node = Node(name=name, kind=NodeKind.OPENAI, url=f"http://{name}")
         client = MemoryNode(node, lambda _node, _request: None)
-        self.report(self.fleet.add(node, client, slots=slots))
+        state = self.fleet.add(node, client, slots=slots)
+        self.fleet.reported(state, NodeReport(models={model: ModelInfo(name=model)}, loaded=None))
         return client
-
-    def report(self, state: NodeState) -> None:
-        """A probe succeeds."""
-        self.fleet.reported(state, NodeReport(models={"m1": ModelInfo(name="m1")}, loaded=None))
 
     def ask(self, model: str = "m1") -> Told:
         """A client asks."""
@@ -516,7 +514,8 @@ class Told:
         self.chunks: list[bytes] = []
         self.ends: list[Usage | None] = []
         self.errors: list[SutazaiError] = []
-        self.at_head: Callable[[], None] = _nothing
+        self.at_head: Callable[[], object] = _nothing
+        self.at_fail: Callable[[], object] = _nothing
 
     @property
     def error(self) -> SutazaiError:
@@ -540,6 +539,7 @@ class Told:
 
     def fail(self, error: SutazaiError) -> None:
         self.errors.append(error)
+        self.at_fail()
 
 
 def _nothing() -> None:
@@ -758,6 +758,62 @@ def test_a_client_that_leaves_while_its_answer_begins_frees_the_node() -> None:
 
     assert bench.nodes["a"].calls[2].over
     assert bench.state("a").in_flight == 1
+
+
+def test_a_slot_that_frees_while_the_line_is_served_is_not_forgotten() -> None:
+    bench = Bench({"a": 1})
+    other = bench.join("b", 1, "m2")
+    holding = [bench.ask("m1"), bench.ask("m1")]
+    bench.ask("m2")
+    bench.ask("m2")
+    first, second = bench.ask("m1"), bench.ask("m2")
+    second.at_fail = holding[0].run.cancel
+    other.at_once.append(["sick"])
+    other.open_calls[0].act("whole")
+
+    assert second.errors
+    assert bench.routed.position(first.run) == 0
+    assert bench.nodes["a"].calls[2].request is first.request
+
+
+def test_a_client_that_asks_again_as_it_is_refused_is_refused_again() -> None:
+    """It must not be left in a line that nobody serves."""
+    bench = Bench({"a": 1})
+    clients = [bench.ask() for _ in range(3)]
+    clients[2].at_fail = lambda: clients.append(bench.ask())
+    for _ in range(3):
+        bench.fleet.failed_probe(bench.state("a"), NodeUnreachable("It was refused.", node="a"))
+
+    assert bench.routed.waiting == 0
+    assert isinstance(clients[3].error, NoHealthyNode)
+
+
+def test_failures_fade_and_then_the_node_is_tried_again() -> None:
+    """A request that waits for the sound node goes to the other one as soon as that may do."""
+    bench = Bench({"sound": 1})
+    bench.ask()
+    bench.ask()
+    failing = bench.join("failing", 1)
+    for _ in range(3):
+        bench.fleet.lease(bench.state("failing")).end(Outcome.SICK)
+    client = bench.ask()
+    assert bench.routed.position(client.run) == 1
+    bench.pass_time(8.0)
+
+    assert [call.request for call in failing.calls] == [client.request]
+
+
+def test_a_request_is_tried_as_often_as_the_settings_say() -> None:
+    bench = Bench({name: 1 for name in "abcde"})
+    client = bench.ask()
+    for _ in range(5):
+        for node in bench.nodes.values():
+            for call in node.open_calls:
+                call.act("busy")
+        bench.pass_time(2.0)
+
+    assert isinstance(client.error, NodeRejected)
+    assert sum(len(node.calls) for node in bench.nodes.values()) == RETRY.attempts
 
 
 def test_a_pause_is_told_to_the_next_attempt() -> None:

@@ -72,10 +72,14 @@ class Gatekeeper:
         host = headers.get(b"host", b"")
         if host not in self._good_hosts:
             self._check_host(host)
+        self.check_page(headers)
+        return ANONYMOUS
+
+    def check_page(self, headers: Mapping[bytes, bytes]) -> None:
+        """Whether a page may call, should one ask: browsers do so without a key. Raises `Forbidden`."""
         origin = headers.get(b"origin")
         if origin is not None:
             self._check_origin(origin)
-        return ANONYMOUS
 
     def allows_origin(self, origin: bytes) -> bool:
         """Whether scripts of this page may call."""

@@ -323,7 +323,9 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._body_too_large())
             return
         try:
-            if incoming.endpoint is not None or not self.server.is_open_to_all(path):
+            if incoming.method == b"OPTIONS":
+                self.server.gatekeeper.check_page(headers)
+            elif incoming.endpoint is not None or not self.server.is_open_to_all(path):
                 incoming.caller = self.server.gatekeeper.admit(incoming.headers)
         except SutazaiError as error:
             incoming.error = (error, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sutazai.core.errors import BadRequest, NodeRejected, ShuttingDown, SutazaiError, WrongMethod
+from sutazai.core.errors import BadRequest, NodeRejected, ShuttingDown, SutazaiError, UnknownModel, WrongMethod
 from sutazai.core.request import Dialect, Head, Request, Usage
 from sutazai.dialects.errors import keep_alive, stream_error
 from sutazai.dialects.reading import read
@@ -222,7 +222,7 @@ class Exchange:
             retry += b"allow: %b\r\n" % error.allowed.encode()
         head = self._head_bytes(answer.status, b"application/json", b"content-length: %d\r\n" % len(body), retry)
         self._connection.transport.write(head if self._incoming.method == b"HEAD" else head + body)
-        self._finish(answer.status, None, error.message)
+        self._finish(answer.status, None, _for_the_log(error))
 
     def _finish(self, status: int, usage: Usage | None, error: str, now: float | None = None) -> None:
         self._done = True
@@ -281,6 +281,12 @@ def _fill(request: Request, incoming: Incoming) -> None:
     request.has_load_options = asked.has_load_options
     request.include_usage = asked.include_usage
     request.loads_only = asked.loads_only
+
+
+def _for_the_log(error: SutazaiError) -> str:
+    """What may be written down: the sentence for a wrong field quotes what the client wrote there."""
+    where = getattr(error, "where", None)
+    return error.message if where is None or isinstance(error, UnknownModel) else f"{type(error).__name__} at {where}"
 
 
 def _reason(error: SutazaiError) -> str:

@@ -169,9 +169,7 @@ class _Exchange:
             self._connection.pause()
 
     def on_end(self) -> None:
-        if self._connection is not None:
-            self._connection.resume()  # it is to be used again
-            self._connection = None
+        self._connection = None
         self._parts.put_nowait(None)
 
     def on_lost(self, error: NodeFault, *, untouched: bool) -> None:

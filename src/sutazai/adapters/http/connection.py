@@ -8,6 +8,7 @@ a `Receiver` in the same call, and what arrived together is handed on together.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 
 import httptools
@@ -21,6 +22,7 @@ IDLE_S = 30.0
 MAX_IDLE = 1024
 MAX_HEADERS = 100
 MAX_MISSES = 8
+RECEIVE_BYTES = 256 * 1024
 
 
 class Receiver(Protocol):
@@ -126,6 +128,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        # what a client does not read must not pile up in the kernel by the megabyte
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
 
     def data_received(self, data: bytes) -> None:
         if self._receiver is None:
