@@ -73,9 +73,7 @@ def test_a_file_sets_groups_nodes_and_models(tmp_path: Path) -> None:
         ),
     )
     options: dict[str, int | float | bool] = {"num_gpu": 1, "low_vram": True, "ratio": 0.5}
-    assert settings.models == {
-        "llama3.2:1b": ModelSettings(context_buckets=(2048, 8192), load_options=options)
-    }
+    assert settings.models == {"llama3.2:1b": ModelSettings(context_buckets=(2048, 8192), load_options=options)}
 
 
 def test_a_whole_number_for_seconds_becomes_a_float() -> None:
@@ -143,9 +141,7 @@ def test_a_wrong_node_address_is_refused_and_not_repeated(url: str, wrong: str) 
 def test_a_name_given_twice_is_a_mistake_also_when_it_is_a_default() -> None:
     text = '[[nodes]]\nurl = "http://a:1"\n[[nodes]]\nurl = "http://b:1"\nname = "a:1"'
 
-    assert (
-        only_mistake(text) == "sutazai.toml: nodes (line 1) named a:1 2 times; give each a name of its own."
-    )
+    assert only_mistake(text) == "sutazai.toml: nodes (line 1) named a:1 2 times; give each a name of its own."
 
 
 def test_a_name_with_line_ends_is_refused_because_it_goes_into_headers() -> None:
@@ -294,9 +290,7 @@ def test_broken_toml_is_told_with_line_and_column_and_the_environment_is_still_c
     assert unknown == "environment: SUTAZAI_SERVR_PORT was not known; did you mean SUTAZAI_SERVER_PORT?"
 
 
-@pytest.mark.parametrize(
-    "text", ["x = " + "[" * 10_000, "x = " + "9" * 5000, "x = 0x" + "f" * 5000, "\x00", "["]
-)
+@pytest.mark.parametrize("text", ["x = " + "[" * 10_000, "x = " + "9" * 5000, "x = 0x" + "f" * 5000, "\x00", "["])
 def test_text_that_upsets_the_parser_is_a_mistake_like_any_other(text: str) -> None:
     assert "sutazai.toml" in only_mistake(text)
 
@@ -354,14 +348,9 @@ def test_each_type_is_read_from_the_environment() -> None:
     assert settings.database == Database(url=Secret("postgresql://a:b@c/d"))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("true", True), ("YES", True), ("1", True), ("No", False), ("0", False)]
-)
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("YES", True), ("1", True), ("No", False), ("0", False)])
 def test_truth_has_several_spellings(text: str, value: bool) -> None:
-    assert (
-        parse(f"[logs]\naccess = {str(not value).lower()}", {"SUTAZAI_LOGS_ACCESS": text}).logs.access
-        is value
-    )
+    assert parse(f"[logs]\naccess = {str(not value).lower()}", {"SUTAZAI_LOGS_ACCESS": text}).logs.access is value
 
 
 def test_an_empty_database_url_means_none() -> None:
@@ -426,9 +415,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
 
     settings = parse("", {name: text})
 
-    changed = [
-        key for key in settings.__struct_fields__ if getattr(settings, key) != getattr(Settings(), key)
-    ]
+    changed = [key for key in settings.__struct_fields__ if getattr(settings, key) != getattr(Settings(), key)]
     assert changed == [group]
 
 

@@ -179,9 +179,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("DnsSource", "name"): HOSTS,
     ("DnsSource", "api_key"): st.none(),
     ("Discovery", "dns"): st.deferred(
-        lambda: st.lists(groups(model.DnsSource), max_size=2, unique_by=lambda one: (one.name, one.port)).map(
-            tuple
-        )
+        lambda: st.lists(groups(model.DnsSource), max_size=2, unique_by=lambda one: (one.name, one.port)).map(tuple)
     ),
     ("ModelSettings", "context_buckets"): st.sets(st.integers(1, 2**40), min_size=1, max_size=3).map(
         lambda buckets: tuple(sorted(buckets))
