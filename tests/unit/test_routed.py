@@ -804,7 +804,7 @@ def test_failures_fade_and_then_the_node_is_tried_again() -> None:
 
 
 def test_a_request_is_tried_as_often_as_the_settings_say() -> None:
-    bench = Bench({name: 1 for name in "abcde"})
+    bench = Bench(dict.fromkeys("abcde", 1))
     client = bench.ask()
     for _ in range(5):
         for node in bench.nodes.values():
