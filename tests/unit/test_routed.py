@@ -779,13 +779,13 @@ def test_a_slot_that_frees_while_the_line_is_served_is_not_forgotten() -> None:
 def test_a_client_that_asks_again_as_it_is_refused_is_refused_again() -> None:
     """It must not be left in a line that nobody serves."""
     bench = Bench({"a": 1})
-    clients = [bench.ask() for _ in range(3)]
+    clients = [bench.ask() for _ in range(4)]
     clients[2].at_fail = lambda: clients.append(bench.ask())
     for _ in range(3):
         bench.fleet.failed_probe(bench.state("a"), NodeUnreachable("It was refused.", node="a"))
 
     assert bench.routed.waiting == 0
-    assert isinstance(clients[3].error, NoHealthyNode)
+    assert isinstance(clients[4].error, NoHealthyNode)
 
 
 def test_failures_fade_and_then_the_node_is_tried_again() -> None:
