@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from sutazai.settings.model import Discovery, ModelSettings, Settings
 from sutazai.testing import Answer, FakeNode, Fault
 
 if TYPE_CHECKING:
-    from tests.conftest import Dial, StartGateway, StartNode
+    from tests.conftest import Dial, StartGateway, StartNode, StartProgram
 
 RULES = RoutingRules(head_start=1, slow_start_s=0.0, failure_penalty_s=10.0)
 RHYTHM = Rhythm(probe_s=0.05, probe_limit_s=1.0, refresh_s=0.05)
@@ -284,6 +285,29 @@ async def test_a_change_of_the_file_is_taken_up_without_being_told(
         path.write_text(toml(first, second) + "[queue]\nmax_waiting = 7\n")
         await until(lambda: len(gateway.fleet.states()) == 2)
         await until(lambda: all(state.health is Health.UP for state in gateway.fleet.states()))
+
+
+async def test_a_hangup_signal_reads_the_settings_again_and_ends_nothing(
+    fake_nodes: StartNode, programs: StartProgram, dial: Dial, tmp_path: Path
+) -> None:
+    first, second = await fake_nodes(models=("llama3",)), await fake_nodes(models=("qwen3",))
+    first.default = Answer(tokens=("a",) * 40, between_s=0.05)
+    listing = '[[nodes]]\nurl = "{}"\n'
+    program = await programs(listing.format(first.url))
+    wire = await dial(program.port)
+    wire.post("/api/generate", ASKED | {"stream": True})
+    await wire.head()
+    config = tmp_path / "0.toml"
+    text = await asyncio.to_thread(config.read_text)
+    await asyncio.to_thread(config.write_text, text.replace(first.url, second.url))
+    program.process.send_signal(signal.SIGHUP)
+    await second.until(lambda: len(second.requests) >= 3)
+    parts: list[bytes] = []
+    while part := await wire.chunk():
+        parts.append(part)
+
+    assert b'"done":true' in parts[-1]
+    assert program.process.returncode is None
 
 
 async def test_a_change_of_a_nodes_slots_turns_no_client_away(
