@@ -23,7 +23,7 @@ from sutazai.core.request import Request
 
 MAX_PENDING = 20_000
 MAX_CONSTANTS = 2000
-FLUSH_S = 0.2
+FLUSH_S = 0.05
 
 
 def configure(*, form: Literal["json", "text"], level: str) -> None:
