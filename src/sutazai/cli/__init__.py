@@ -8,6 +8,15 @@ import cyclopts
 
 from sutazai import __version__
 
+UP = """Run everything on this machine.
+
+Gateway, database, and a model if there is none. Example: `sutazai up`, then `curl http://127.0.0.1:10010/v1/models`
+"""
+GATEWAY = """Run the gateway alone, in front of your nodes.
+
+As many as you like behind a load balancer. Example: `sutazai gateway --config /etc/sutazai/sutazai.toml`
+"""
+
 app = cyclopts.App(
     name="sutazai",
     version=__version__,
@@ -16,14 +25,14 @@ app = cyclopts.App(
 Examples: `sutazai up`, `sutazai chat`, `sutazai nodes`, `sutazai models pull llama3.2`
 """,
 )
-app.command("sutazai.cli.serve:up", name="up")
-app.command("sutazai.cli.serve:gateway", name="gateway")
-app.command("sutazai.cli.nodes:app", name="nodes")
-app.command("sutazai.cli.models:app", name="models")
-app.command("sutazai.cli.chat:app", name="chat")
-app.command("sutazai.cli.doctor:app", name="doctor")
-app.command("sutazai.cli.keys:app", name="keys")
-app.command("sutazai.cli.config:app", name="config")
+app.command("sutazai.cli.serve:up", name="up", help=UP)
+app.command("sutazai.cli.serve:gateway", name="gateway", help=GATEWAY)
+app.command("sutazai.cli.nodes:app", name="nodes", help="Show the pool.")
+app.command("sutazai.cli.models:app", name="models", help="List, pull and remove models on all nodes.")
+app.command("sutazai.cli.chat:app", name="chat", help="Talk to a model in the terminal.")
+app.command("sutazai.cli.doctor:app", name="doctor", help="Say what is missing, and how to mend it.")
+app.command("sutazai.cli.keys:app", name="keys", help="Create, list and revoke API keys.")
+app.command("sutazai.cli.config:app", name="config", help="Show and check the settings.")
 
 
 def main() -> None:
