@@ -27,12 +27,32 @@ Examples: `sutazai up`, `sutazai chat`, `sutazai nodes`, `sutazai models pull ll
 )
 app.command("sutazai.cli.serve:up", name="up", help=UP)
 app.command("sutazai.cli.serve:gateway", name="gateway", help=GATEWAY)
-app.command("sutazai.cli.nodes:app", name="nodes", help="Show the pool.")
-app.command("sutazai.cli.models:app", name="models", help="List, pull and remove models on all nodes.")
-app.command("sutazai.cli.chat:app", name="chat", help="Talk to a model in the terminal.")
-app.command("sutazai.cli.doctor:app", name="doctor", help="Say what is missing, and how to mend it.")
-app.command("sutazai.cli.keys:app", name="keys", help="Create, list and revoke API keys.")
-app.command("sutazai.cli.config:app", name="config", help="Show and check the settings.")
+app.command("sutazai.cli.nodes:app", name="nodes", help="Show the pool.\n\nExample: `sutazai nodes --watch`")
+app.command(
+    "sutazai.cli.models:app",
+    name="models",
+    help="List, pull and remove models on all nodes.\n\nExample: `sutazai models pull llama3.2`",
+)
+app.command(
+    "sutazai.cli.chat:app",
+    name="chat",
+    help="Talk to a model in the terminal.\n\nExample: `sutazai chat`, `echo Why? | sutazai chat llama3.2`",
+)
+app.command(
+    "sutazai.cli.doctor:app",
+    name="doctor",
+    help="Say what is missing, and how to mend it.\n\nExample: `sutazai doctor --json`",
+)
+app.command(
+    "sutazai.cli.keys:app",
+    name="keys",
+    help="Create, list and revoke API keys.\n\nExample: `sutazai keys create laptop`",
+)
+app.command(
+    "sutazai.cli.config:app",
+    name="config",
+    help="Show and check the settings.\n\nExample: `sutazai config check sutazai.toml`",
+)
 
 
 def main() -> None:
