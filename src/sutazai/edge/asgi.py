@@ -19,7 +19,8 @@ from sutazai.edge.errors import answer_to
 if TYPE_CHECKING:
     from starlette.types import Message, Scope
 
-    from sutazai.edge.connection import ClientConnection, Incoming
+    from sutazai.edge.connection import ClientConnection
+    from sutazai.edge.incoming import Incoming
     from sutazai.edge.server import Server
 
 log = structlog.get_logger("sutazai.edge")

@@ -19,7 +19,8 @@ from sutazai.edge.errors import CLIENT_LEFT, answer_to, status_of
 from sutazai.ports.inference import Call
 
 if TYPE_CHECKING:
-    from sutazai.edge.connection import ClientConnection, Incoming
+    from sutazai.edge.connection import ClientConnection
+    from sutazai.edge.incoming import Incoming
     from sutazai.edge.server import Server
 
 log = structlog.get_logger("sutazai.edge")

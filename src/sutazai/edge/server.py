@@ -20,9 +20,10 @@ import structlog
 from sutazai.core.errors import SutazaiError
 from sutazai.edge.asgi import AsgiCycle
 from sutazai.edge.auth import Gatekeeper
-from sutazai.edge.connection import ClientConnection, Incoming
+from sutazai.edge.connection import ClientConnection
 from sutazai.edge.exchange import Exchange
 from sutazai.edge.heads import Heads
+from sutazai.edge.incoming import Incoming
 from sutazai.gateway.accounts import Accounts
 from sutazai.ports.inference import Inference
 from sutazai.settings.model import Server as Limits
