@@ -350,9 +350,15 @@ async def _start_engine(
     stack.push_async_callback(supervisor.stop)
     group(supervisor.run, f"watch {spec.name}")
     membership.embed(node, key.reveal())
-    async with asyncio.timeout(FIRST_ROUND_S):
-        while (state := fleet.state(spec.name)) is None or state.health is not Health.UP:
-            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(FIRST_ROUND_S):
+            while (state := fleet.state(spec.name)) is None or state.health is not Health.UP:
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise EngineFault(
+            f"The engine with {spec.name} started, but answered no probe within {FIRST_ROUND_S:g} s. Start again; "
+            "`sutazai doctor` tells what this machine has."
+        ) from error
 
 
 async def _gatekeeper(settings: Settings, stores: Stores) -> Gatekeeper:

@@ -11,11 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import cyclopts
-import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.cli.printing import print_json, print_table
 from sutazai.core.errors import BadRequest, SettingsError, StoreUnavailable
 from sutazai.core.identity import ApiKey, Role
 from sutazai.ports.keys import UsageRow
@@ -58,7 +56,7 @@ def create(name: str, /, *, tenant: str = "default", admin: bool = False, json: 
         role = Role.ADMIN if admin else Role.USER
         record, key = await stores.keys.create(name=name, tenant=tenant, role=role)
         if json:
-            _print_json({**_shown(record), "key": key})
+            print_json({**_shown(record), "key": key})
         else:
             sys.stdout.write(f"{key}\n")
             sys.stderr.write(f"This is the key {record.name!r}. It is shown only this once; SutazAI keeps a hash.\n")
@@ -83,10 +81,10 @@ def list_(*, json: bool = False) -> int:
     async def work(stores: Stores) -> int:
         keys = [_shown(key) for key in await stores.keys.all()]
         if json:
-            _print_json(keys)
+            print_json(keys)
         else:
             heads = ["ID", "NAME", "TENANT", "ROLE", "CREATED", "USED", "REVOKED"]
-            _print_table(heads, [[*key.values()] for key in keys])
+            print_table(heads, [[*key.values()] for key in keys])
         return 0
 
     return _with_stores(work)
@@ -132,11 +130,11 @@ def usage(*, json: bool = False) -> int:
         since = datetime.now(UTC) - timedelta(hours=_USAGE_HOURS)
         rows = await stores.usage.total(since=since)
         if json:
-            _print_json(rows)
+            print_json(rows)
         else:
             names = {key.id: key.name for key in await stores.keys.all()}
             heads = ["KEY", "TENANT", "MODEL", "REQUESTS", "ERRORS", "INPUT", "OUTPUT"]
-            _print_table(heads, [_usage_cells(row, names.get(row.key_id, row.key_id)) for row in rows])
+            print_table(heads, [_usage_cells(row, names.get(row.key_id, row.key_id)) for row in rows])
         return 0
 
     return _with_stores(work)
@@ -187,14 +185,3 @@ def _shown(key: ApiKey) -> dict[str, str]:
 def _usage_cells(row: UsageRow, key: str) -> list[str]:
     counts = (row.requests, row.errors, row.input_tokens, row.output_tokens)
     return [key or "(none)", row.tenant, row.model, *map(str, counts)]
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    table = Table(*heads, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, emoji=False, highlight=False, soft_wrap=True).print(table)

@@ -75,11 +75,15 @@ def _explained(error: BaseException, settings: Settings) -> int:
     if others:
         raise error
     for one in known:
-        sys.stderr.write(f"{_listening_failed(one, settings) if isinstance(one, OSError) else one}\n")
+        sys.stderr.write(f"{_in_words(one, settings) if isinstance(one, OSError) else one}\n")
     return 1
 
 
-def _listening_failed(error: OSError, settings: Settings) -> str:
+def _in_words(error: OSError, settings: Settings) -> str:
+    if error.filename is not None:
+        return (
+            f"{error.filename} could not be used: {error.strerror}. Check who may write there, or `database.data_dir`."
+        )
     where = f"{settings.server.host}:{settings.server.port}"
     if error.errno == errno.EADDRINUSE:
         return f"Another program listens on {where} already. Stop it, or choose another `server.port`."

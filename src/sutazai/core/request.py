@@ -71,8 +71,6 @@ class Request:
     """The context length that an Ollama client asked for (`num_ctx`); 0 where it did not ask."""
     has_load_options: bool = False
     """An Ollama client sent options that would reload the model."""
-    include_usage: bool = False
-    """An OpenAI client wants token counts at the end of its stream."""
     loads_only: bool = False
     """Ollama's way to load a model: nothing is asked of it."""
 

@@ -280,7 +280,6 @@ def _fill(request: Request, incoming: Incoming) -> None:
     request.stream = asked.stream
     request.context_tokens = asked.context_tokens
     request.has_load_options = asked.has_load_options
-    request.include_usage = asked.include_usage
     request.loads_only = asked.loads_only
 
 

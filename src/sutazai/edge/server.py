@@ -71,7 +71,6 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.in_flight: dict[str, Exchange] = {}
         self.buffered_bytes = 0
-        self.refusals = 0
         self.unready = False
         self.draining = False
         self._keep_alive_s = keep_alive_s
@@ -188,7 +187,6 @@ class Server:
 
     def refused(self, incoming: Incoming, status: int, error: SutazaiError) -> None:
         """A request was refused before it was read."""
-        self.refusals += 1
         log.info("request refused", path=incoming.path.decode("latin-1")[:200], status=status, why=error.message)
 
     def cors(self, incoming: Incoming) -> bytes:
