@@ -2,7 +2,8 @@
 The bytes that every part of the benchmark agrees on.
 
 Only standard fields of the OpenAI API carry the parameters of a stream, because some gateways drop the fields
-they do not know: `max_tokens` is the number of events and `seed` the milliseconds between two of them.
+they do not know: `max_tokens` is the number of events and `user` the milliseconds between two of them. (A `seed`
+would make the request deterministic, and all streams one.)
 """
 
 from __future__ import annotations
@@ -39,25 +40,25 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
 _SENTENCE = 'A node that is free and has the model warm answers first; "slots" says how many.\n'
 
 
-def chat_body(size_bytes: int) -> bytes:
+def chat_body(size_bytes: int, *, temperature: float = 0.2) -> bytes:
     """A chat request of exactly that size, with line ends and quotes in its prompt as real ones have."""
-    room = size_bytes - len(_chat_json(""))
+    room = size_bytes - len(_chat_json("", temperature))
     sentences, rest = divmod(room, len(json.dumps(_SENTENCE)) - 2)
-    return _chat_json(_SENTENCE * sentences + "." * rest)
+    return _chat_json(_SENTENCE * sentences + "." * rest, temperature)
 
 
-def _chat_json(prompt: str) -> bytes:
+def _chat_json(prompt: str, temperature: float) -> bytes:
     messages = [
         {"role": "system", "content": "You answer in one sentence."},
         {"role": "user", "content": prompt},
     ]
-    return json.dumps({"model": MODEL, "messages": messages, "temperature": 0.2, "max_tokens": 64}).encode()
+    return json.dumps({"model": MODEL, "messages": messages, "temperature": temperature, "max_tokens": 64}).encode()
 
 
 def stream_body(*, events: int, interval_ms: int) -> bytes:
     """A request for a stream of so many events, the first at once."""
     messages = [{"role": "user", "content": "Tell me the time, again and again."}]
-    fields = {"model": MODEL, "messages": messages, "max_tokens": events, "seed": interval_ms, "stream": True}
+    fields = {"model": MODEL, "messages": messages, "max_tokens": events, "user": str(interval_ms), "stream": True}
     return json.dumps(fields).encode()
 
 

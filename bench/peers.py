@@ -240,7 +240,26 @@ def _stop(contestant: Contestant) -> None:
             os.kill(left.pid, signal.SIGKILL)
 
 
-def _prepare_ours(folder: Path, port: int, nodes: Sequence[int]) -> Launch:
+def ours(name: str, *more: str, slots: int = 100_000) -> Recipe:
+    """Ours once more, under another name and with further lines of settings."""
+    return Recipe(
+        name=name,
+        prepare=lambda folder, port, nodes: _prepare_ours(folder, port, nodes, more, slots),
+        start_limit_s=60,
+    )
+
+
+def make_key(folder: Path, name: str, tenant: str) -> str:
+    """A key for a tenant, of the gateway of ours that was started in that folder."""
+    env = {"PATH": search_path(), "HOME": str(folder), "SUTAZAI_CONFIG": str(folder / "sutazai.toml")}
+    argv = [str(Path(sys.executable).parent / "sutazai"), "keys", "create", name, "--tenant", tenant, "--json"]
+    made = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=True)
+    return str(json.loads(made.stdout)["key"])
+
+
+def _prepare_ours(
+    folder: Path, port: int, nodes: Sequence[int], more: Sequence[str] = (), slots: int = 100_000
+) -> Launch:
     lines = [
         f'server = {{ host = "127.0.0.1", port = {port} }}',
         "auth = { required = true }",
@@ -248,7 +267,8 @@ def _prepare_ours(folder: Path, port: int, nodes: Sequence[int]) -> Launch:
         "discovery = { ollama = false }",
         'engine = { enabled = "never" }',
         'logs = { access = true, format = "json" }',
-        *(f'[[nodes]]\nurl = "http://127.0.0.1:{node}"\nkind = "openai"\nslots = 100000' for node in nodes),
+        *(f'[[nodes]]\nurl = "http://127.0.0.1:{node}"\nkind = "openai"\nslots = {slots}' for node in nodes),
+        *more,
     ]
     settings = folder / "sutazai.toml"
     settings.write_text("\n".join(lines) + "\n")

@@ -23,7 +23,7 @@ from bench.payload import CHAT_PATH, MODEL, chat_reply
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STREAM = re.compile(rb'"stream": ?true')
 _EVENTS = re.compile(rb'"max_tokens": ?(\d+)')
-_INTERVAL = re.compile(rb'"seed": ?(\d+)')
+_INTERVAL = re.compile(rb'"user": ?"(\d+)"')
 _SLOTS = 1000
 
 

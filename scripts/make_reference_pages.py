@@ -184,7 +184,7 @@ def _asked(operation: Mapping[str, Any]) -> str:
 
 
 def _answered(operation: Mapping[str, Any]) -> str:
-    answer = operation["responses"]["200"]
+    answer = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
     return ", ".join(f"`{form}`" for form in answer.get("content", {})) or "no body"
 
 

@@ -11,8 +11,9 @@ import signal
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,10 +21,11 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 import uvloop
+from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.bootstrap import Gateway, open_gateway
-from sutazai.settings.model import Discovery, Logs, NodeSettings, Settings
+from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
 
 DEADLINE_S = 30.0
@@ -315,3 +317,40 @@ class Wire:
         while part := await self.chunk():
             parts.append(part)
         return b"".join(parts)
+
+
+@pytest.fixture
+def redis_alone(tmp_path: Path) -> Iterator[Servers]:
+    """One Redis server of this test's own, which it may hurt."""
+    with one_redis(tmp_path) as servers:
+        yield servers
+
+
+@pytest.fixture
+def redis_trio(tmp_path: Path) -> Iterator[Servers]:
+    """A master, two replicas and three Sentinels of this test's own."""
+    with sentinel_trio(tmp_path) as servers:
+        yield servers
+
+
+@pytest.fixture
+def redis_cluster(tmp_path: Path) -> Iterator[Servers]:
+    """A Cluster of six of this test's own."""
+    with six_node_cluster(tmp_path) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def well_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Servers]]:
+    """A function that gives servers, arranged as named, that all tests share and none may hurt."""
+    arrangements = {"alone": one_redis, "sentinel": sentinel_trio, "cluster": six_node_cluster}
+    with ExitStack() as stack:
+        yield functools.cache(
+            lambda name: stack.enter_context(arrangements[name](tmp_path_factory.mktemp(f"redis-{name}")))
+        )
+
+
+@pytest.fixture(params=["alone", "sentinel", "cluster"])
+def any_redis(request: pytest.FixtureRequest, well_redis: Callable[[str], Servers]) -> Redis:
+    """Settings that lead to real servers, in each arrangement; the names of the keys are this test's own."""
+    return well_redis(request.param).settings(prefix=uuid.uuid4().hex[:12])

@@ -25,8 +25,10 @@ from sutazai.core.errors import (
 )
 from sutazai.core.node import Node, NodeKind
 from sutazai.core.request import Dialect, Endpoint, Head, Request, Usage
+from sutazai.gateway.admitted import Admitted
 from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.routed import Patience, Routed
+from sutazai.policy.admission import AdmissionRules
 from sutazai.policy.retry import RetryRules
 from sutazai.policy.routing import RoutingRules
 from sutazai.ports.inference import Call, Inference
@@ -130,7 +132,7 @@ async def routed(node: FakeNode) -> AsyncIterator[Inference]:
     fleet = Fleet(RoutingRules(head_start=1, slow_start_s=0.0, failure_penalty_s=1.0), failures_to_down=1000)
     stage = Routed(
         fleet,
-        patience=Patience(first_token_s=30.0, idle_s=30.0, total_s=30.0, max_wait_s=30.0, max_waiting=100),
+        patience=Patience(first_token_s=30.0, idle_s=30.0, total_s=30.0, max_wait_s=30.0),
         retry=RetryRules(attempts=1, budget_ratio=0.0, budget_minimum_per_s=0.0, backoff_s=0.0, backoff_max_s=0.0),
         random=random.Random(1).random,
         later=asyncio.get_running_loop().call_later,
@@ -138,7 +140,15 @@ async def routed(node: FakeNode) -> AsyncIterator[Inference]:
     )
     state = fleet.add(client.node, client, slots=4)
     fleet.reported(state, await client.probe())
-    yield stage
+    rules = AdmissionRules(
+        max_waiting=100,
+        max_waiting_bytes=10**6,
+        max_wait_s=30.0,
+        output_weight=2.0,
+        promote_after_s=30.0,
+        swap_patience_s=10.0,
+    )
+    yield Admitted(stage, rules)
     await client.close()
 
     assert state.in_flight == 0

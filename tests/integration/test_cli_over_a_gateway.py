@@ -686,3 +686,73 @@ async def test_mistakes_in_the_settings_are_all_told(shell: Shell) -> None:
     assert done.code == 1
     assert [finding["level"] for finding in wrong] == ["fail", "fail"]
     assert "server.port" in wrong[0]["message"]
+
+
+# cache
+
+
+async def test_forgetting_names_what_is_to_be_forgotten(data_dir: Path, shell: Shell) -> None:
+    async with FakeNode() as node, gateway(data_dir, node) as opened:
+        shell.at(opened)
+        forgot = await shell.run("cache", "forget", "--model", "llama3", "--tenant", "acme")
+        everything = await shell.run("cache", "forget", "--all")
+        nothing = await shell.run("cache", "forget")
+        both = await shell.run("cache", "forget", "--all", "--model", "llama3")
+    async with open_stores(Database(), data_dir) as stores:
+        entries = [entry for entry in await stores.audit.newest(limit=4) if entry.outcome == "done"]
+
+    assert [forgot.code, everything.code, nothing.code, both.code] == [0, 0, 1, 1]
+    assert forgot.out.endswith("answers were forgotten.\n")
+    assert "or else `--all`" in nothing.err
+    assert [(entry.action, entry.subject) for entry in entries] == [
+        ("cache.forgotten", "everything"),
+        ("cache.forgotten", "acme, llama3"),
+    ]
+
+
+# route
+
+
+async def test_route_explain_names_the_kind_the_reasons_and_what_is_there(data_dir: Path, shell: Shell) -> None:
+    async with FakeNode(NodeKind.OPENAI, ("tinyllama",)) as node, gateway(data_dir, node) as opened:
+        shell.at(opened)
+        told = await shell.run("route", "explain", "Write a Python function that sorts words")
+        plain = json.loads((await shell.run("route", "explain", "--json", stdin="What is entropy?\n")).out)
+
+    assert told.out.startswith("code_generation, because of: ")
+    assert ["mistral:7b", "no"] in cells(told.out)
+    assert ["tinyllama", "yes"] in cells(told.out)
+    assert "It would go to tinyllama" in told.out
+    assert (plain["kind"], plain["model"]) == ("simple_queries", "tinyllama")
+    assert sum(plain["shares"].values()) == pytest.approx(1.0, abs=0.01)
+
+
+async def test_route_explain_works_without_a_gateway(shell: Shell) -> None:
+    done = await shell.run("route", "explain", "Who wrote Emma?", "--url", "127.0.0.1:9")
+
+    assert done.code == 0
+    assert done.out.startswith("simple_queries")
+    assert "sutazai up" in done.err
+
+
+async def test_route_explain_tells_the_kind_where_the_gateway_asks_for_a_key_or_has_no_known_port(
+    data_dir: Path, shell: Shell
+) -> None:
+    async with FakeNode() as node, gateway(data_dir, node, keys=True) as opened:
+        keyless = await shell.at(opened).run("route", "explain", "Who wrote Emma?")
+    shell.url = ""
+    (shell.folder / "sutazai.toml").write_text("server.port = 0\n")
+    portless = await shell.run("route", "explain", "Who wrote Emma?", "--json")
+
+    assert [keyless.code, portless.code] == [0, 0]
+    assert keyless.out.startswith("simple_queries")
+    assert "SUTAZAI_KEY" in keyless.err
+    assert json.loads(portless.out)["there"] is None
+    assert "--url" in portless.err
+
+
+async def test_route_explain_asks_for_a_question(shell: Shell) -> None:
+    done = await shell.run("route", "explain", " ", "--url", "127.0.0.1:9")
+
+    assert done.code == 1
+    assert "empty" in done.err

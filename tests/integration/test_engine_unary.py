@@ -235,6 +235,11 @@ async def test_a_completion_is_answered_as_llamacpp_answers_it(more: dict[str, o
         ours = await _ask(engine.client, Endpoint.OPENAI_COMPLETION, COMPLETION | more)
         direct = await engine.direct("/v1/completions", COMPLETION | more)
 
+    counts = [choice.pop("usage") for choice in ours["choices"] if "usage" in choice]
+    if counts:  # llama.cpp tells those of its first choice alone; ours are of all
+        told = direct.pop("usage")
+        assert told["total_tokens"] == counts[0]["total_tokens"]
+        assert ours.pop("usage")["total_tokens"] == sum(count["total_tokens"] for count in counts)
     assert _shape(ours) == _shape(direct)
     assert _said(ours) == _said(direct)
     assert ours["object"] == "text_completion"

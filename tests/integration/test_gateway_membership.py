@@ -15,7 +15,8 @@ import structlog
 
 from sutazai.adapters.ollama import OllamaNode
 from sutazai.adapters.openai import OpenAINode
-from sutazai.bootstrap import Gateway, open_gateway, sources
+from sutazai.bootstrap import Gateway, open_gateway
+from sutazai.bootstrap.rules import sources
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.membership import DnsName, Membership, Rhythm, Sources, Wanted

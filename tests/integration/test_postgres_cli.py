@@ -1,4 +1,4 @@
-"""`sutazai keys` as a user runs it: its own process, over a real database."""
+"""`sutazai keys`, `tenants` and `audit` as a user runs them: their own processes, over a real database."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 import sutazai
@@ -40,8 +43,12 @@ def folder() -> Iterator[Path]:
 
 
 def keys(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return command(folder, "keys", *arguments, **settings)
+
+
+def command(folder: Path, name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", "from sutazai.cli.keys import app; app()", *arguments],
+        [sys.executable, "-W", "error", "-m", "sutazai", name, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -149,3 +156,120 @@ def test_settings_with_mistakes_are_told(folder: Path) -> None:
     assert wrong.returncode == 2
     assert "SUTAZAI_SERVER_PORT" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+# what a key may do and take
+
+
+def test_a_key_is_made_with_scopes_a_priority_and_limits(folder: Path) -> None:
+    made = json.loads(
+        keys(
+            folder,
+            *("create", "scoped", "--scope", "inference", "--priority", "low", "--json"),
+            *("--requests-per-minute", "60", "--money-per-month", "2.5", "--burst-s", "10"),
+        ).stdout
+    )
+    table = keys(folder, "list").stdout
+
+    assert (made["scopes"], made["priority"]) == (["inference"], "low")
+    set_ = {name: value for name, value in made["limits"].items() if value is not None}
+    assert set_ == {"requests_per_minute": 60, "money_per_month": 2.5, "burst_s": 10.0}
+    assert "requests-per-minute=60, money-per-month=2.5" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--scope", "admin"), "given to a key that is no admin's"),
+        (("--requests-per-minute", "-1"), "requests_per_minute was -1"),
+    ],
+)
+def test_a_key_that_cannot_be_is_one_sentence(folder: Path, options: tuple[str, ...], sentence: str) -> None:
+    refused = keys(folder, "create", "impossible", *options)
+
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert sentence in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+# tenants
+
+
+def test_a_tenant_is_set_changed_in_part_shown_and_deleted(folder: Path) -> None:
+    first = command(
+        folder, "tenants", "set", "acme", "--weight", "2", "--requests-per-minute", "600", "--tokens-per-minute", "9"
+    )
+    second = command(folder, "tenants", "set", "acme", "--priority", "high", "--tokens-per-minute", "none")
+    shown = json.loads(command(folder, "tenants", "show", "acme", "--json").stdout)
+    table = command(folder, "tenants", "list").stdout
+    deleted = command(folder, "tenants", "delete", "acme")
+    again = command(folder, "tenants", "delete", "acme")
+
+    assert (first.returncode, second.returncode, deleted.returncode, again.returncode) == (0, 0, 0, 1)
+    assert (shown["weight"], shown["priority"], shown["is_defined"]) == (2.0, "high", True)
+    assert (shown["limits"]["requests_per_minute"], shown["limits"]["tokens_per_minute"]) == (600, None)
+    assert re.search(r"acme +2 +high +requests-per-minute=600 +60 s", table)
+    assert "was not set" in again.stderr
+
+
+def test_a_tenant_that_only_a_key_names_is_listed_with_the_defaults(folder: Path) -> None:
+    keys(folder, "create", "branch", "--tenant", "branch office")
+    (found,) = [one for one in json.loads(command(folder, "tenants", "list", "--json").stdout) if " " in one["name"]]
+    unknown = command(folder, "tenants", "show", "nobody")
+
+    assert (found["name"], found["weight"], found["is_defined"]) == ("branch office", 1.0, False)
+    assert unknown.returncode == 1
+    assert "No tenant 'nobody' was set" in unknown.stderr
+
+
+# the log
+
+
+def test_what_was_done_here_is_in_the_log_under_the_name_of_the_user(folder: Path) -> None:
+    keys(folder, "create", "logged")
+    keys(folder, "revoke", "logged")
+    listed = json.loads(command(folder, "audit", "list", "--limit", "2", "--json").stdout)
+    table = command(folder, "audit", "list", "--limit", "2").stdout
+    older = json.loads(command(folder, "audit", "list", "--before", str(listed[1]["number"]), "--json").stdout)
+    nowhere = [command(folder, "audit", "list", "--before", number) for number in ("0", str(2**63))]
+
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert [(one.returncode, "There is no entry" in one.stderr) for one in nowhere] == [(1, True)] * 2
+    assert [entry["action"] for entry in listed] == ["key.revoked", "key.created"]
+    assert {entry["actor"] for entry in listed} == {f"cli:{user}"}
+    assert {entry["subject"] for entry in listed} == {listed[0]["subject"]}
+    assert f"cli:{user}" in table
+    assert all(entry["number"] < listed[1]["number"] for entry in older)
+
+
+def test_a_log_is_verified_and_must_hold_what_it_held_before(folder: Path) -> None:
+    keys(folder, "create", "sealed")
+    first = command(folder, "audit", "verify")
+    keys(folder, "revoke", "sealed")
+    known = command(folder, "audit", "verify", "--known", first.stdout.strip())
+    number, _, seal = first.stdout.strip().partition(":")
+    strange = command(folder, "audit", "verify", "--known", f"{number}:{seal[::-1]}")
+    longer = command(folder, "audit", "verify", "--known", f"{int(number) + 1000}:{seal}")
+
+    assert re.fullmatch(r"\d+:[0-9a-f]{64}\n", first.stdout)
+    assert "are whole" in first.stderr
+    assert (known.returncode, strange.returncode, longer.returncode) == (0, 1, 1)
+    assert "does not hold the entry" in strange.stderr
+
+
+def test_a_log_that_was_changed_is_told(folder: Path) -> None:
+    """The last test: it spoils the log of this folder."""
+    keys(folder, "create", "spoiled")
+
+    async def spoil() -> None:
+        server = EmbeddedPostgres()
+        connection: Any = await asyncpg.connect(await server.start(folder))
+        await connection.execute("ALTER TABLE audit DISABLE TRIGGER audit_kept; DELETE FROM audit WHERE number = 2")
+        await connection.close()
+        await server.stop()
+
+    asyncio.run(spoil())
+    spoiled = command(folder, "audit", "verify")
+
+    assert (spoiled.returncode, spoiled.stdout) == (1, "")
+    assert spoiled.stderr == "Entry 2 is missing: the next one there is 3. The 1 before it are whole.\n"

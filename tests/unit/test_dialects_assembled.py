@@ -198,6 +198,24 @@ def test_the_answers_to_a_list_of_prompts_stand_in_its_order() -> None:
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, " tiny"), (1, " GGUF")]
 
 
+def test_tokens_that_were_counted_prompt_by_prompt_are_summed() -> None:
+    """llama.cpp tells them with the last event of each prompt; the last of these is not the whole."""
+    ended = [{"text": "", "index": index, "finish_reason": "stop"} for index in (1, 0)]
+    counts = [
+        {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7},
+        {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+    ]
+    stream = [event(choices=[choice], usage=usage) for choice, usage in zip(ended, counts, strict=True)]
+    answer = Assembled(Endpoint.OPENAI_COMPLETION)
+    answer.feed(b"".join([*stream, DONE]))
+
+    whole = json.loads(answer.finish())
+
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert answer.usage == Usage(5, 6)
+    assert [choice["usage"] for choice in whole["choices"]] == [counts[1], counts[0]]
+
+
 def test_a_refusal_and_nulls_are_said_as_openai_says_them() -> None:
     first = chat_event(0, {"role": "model", "content": "", "refusal": None}, logprobs=None)
     spoken = [chat_event(1, {"refusal": "No"}), chat_event(1, {"refusal": "."}, "stop")]

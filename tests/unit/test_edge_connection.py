@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sutazai.core.identity import ApiKey
-from sutazai.core.request import Head, Request
+from sutazai.core.identity import ApiKey, Role, Scope
+from sutazai.core.request import Head, Priority, Request
 from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.connection import ClientConnection
 from sutazai.edge.server import Server
@@ -47,10 +49,12 @@ class Echo:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.priorities: list[Priority] = []
 
     def start(self, request: Request, reply: Reply) -> NothingLeft:
         prompt: str = msgspec.json.decode(request.body)["prompt"]
         self.prompts.append(prompt)
+        self.priorities.append(request.priority)
         reply.head(Head(200, b"application/json", None, "echo", "the only one"))
         reply.chunk(prompt.encode())
         reply.end(None)
@@ -145,6 +149,7 @@ async def bench(limits: Limits = LIMITS, keys: Sequence[ApiKey] = (), **gate: An
         accounts=Accounts(Metrics(), Forgetful(), None),
         limits=limits,
         keep_alive_s=lambda: 10.0,
+        place_of=lambda _request_id: None,
     )
     connection, socket = ClientConnection(server), Socket()
     connection.connection_made(socket)
@@ -389,3 +394,23 @@ async def test_an_idle_connection_is_closed_without_a_word(is_first: bool) -> No
         one.connection.check(idle_at + LIMITS.keep_alive_s + 0.1)
         assert one.socket.is_closing()
         assert bytes(one.socket.written) == before
+
+
+@pytest.mark.parametrize(
+    ("scopes", "gets"),
+    [(frozenset(Scope), Priority.HIGH), (frozenset({Scope.INFERENCE}), Priority.NORMAL)],
+)
+async def test_only_a_key_that_may_administrate_goes_before_others(scopes: frozenset[Scope], gets: Priority) -> None:
+    record = ApiKey(
+        id="k",
+        name="ops",
+        tenant="t",
+        role=Role.ADMIN,
+        digest=hashlib.sha256(b"secret").digest(),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        scopes=scopes,
+    )
+    async with bench(keys=[record]) as one:
+        await one.feed([posted("x", "Authorization: Bearer secret", "x-sutazai-priority: high")])
+
+        assert one.echo.priorities == [gets]

@@ -45,8 +45,10 @@ def test_no_sequence_of_requests_and_times_gets_more_retries_than_the_budget(
 ) -> None:
     """All retries <= ratio x all requests + what is always allowed; the clock may even go backwards."""
     budget = RetryBudget(rules)
-    now = furthest = 50.0
+    now = 50.0
+    seen = [now]
     requests = retries = 0
+    budget.note_requests(0, now)
     for what, amount in sequence:
         if what == "requests":
             requests += int(amount)
@@ -55,9 +57,9 @@ def test_no_sequence_of_requests_and_times_gets_more_retries_than_the_budget(
             retries += sum(budget.take(now) for _ in range(int(amount)))
         else:
             now += amount if what == "wait" else -amount
-            furthest = max(furthest, now)
+            seen.append(now)
 
-    always = rules.budget_minimum_per_s * (WINDOW_S + math.log(2) * (furthest - 50.0))
+    always = rules.budget_minimum_per_s * (WINDOW_S + math.log(2) * (max(seen) - seen[0]))
     assert retries <= rules.budget_ratio * requests + always + 1e-6
 
 

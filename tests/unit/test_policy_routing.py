@@ -17,12 +17,12 @@ from sutazai.policy.routing import (
     FORGET,
     GENTLEST_RAMP,
     RoutingRules,
-    has_room,
     is_warm,
     load,
     penalty_now,
     pick,
     ramp,
+    takes,
 )
 
 MODEL = "llama3"
@@ -42,8 +42,9 @@ seeds = st.integers(0, 2**32).map(random.Random)
 def nodes(draw: st.DrawFn) -> NodeState:
     """A node in any state."""
     slots = draw(st.integers(1, 8))
+    is_adaptive = draw(st.booleans()) and draw(st.booleans())
     return NodeState(
-        node=Node(name=f"node-{draw(st.uuids())}", kind=NodeKind.OLLAMA, url="http://node"),
+        node=Node(name=f"node-{draw(st.uuids())}", kind=NodeKind.OLLAMA, url="http://node", is_adaptive=is_adaptive),
         slots=slots,
         in_flight=draw(st.integers(0, slots + 3)),
         health=draw(st.sampled_from([Health.UP, Health.UP, Health.UP, Health.DOWN, Health.UNKNOWN])),
@@ -53,6 +54,7 @@ def nodes(draw: st.DrawFn) -> NodeState:
         loaded=draw(st.sampled_from([None, {}, {MODEL: LoadedModel(name=MODEL)}])),
         foreign=draw(st.integers(0, 4)),
         draining=draw(st.booleans()) and draw(st.booleans()),
+        loading=draw(st.sampled_from(["", "", MODEL, "another"])),
     )
 
 
@@ -90,8 +92,12 @@ def test_a_node_is_chosen_exactly_when_one_has_room_and_there_is_no_better_one_t
 ) -> None:
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random)
 
-    roomy = [state for state in candidates if has_room(state, rules)]
+    roomy = [state for state in candidates if takes(state, MODEL, rules)]
     waits = all(tier(state, rules) == 2 for state in roomy) and any(is_sound(state, rules) for state in candidates)
+    if any(state.loading == MODEL and state.in_flight < state.slots and is_sound(state, rules) for state in candidates):
+        if any(is_warm(state, MODEL) for state in roomy):
+            return  # warm ones that fail may or may not be better than cold ones
+        waits = True
     assert (picked is not None) == (roomy != [] and not waits)
 
 
@@ -101,9 +107,12 @@ def test_a_node_that_is_down_leaving_or_full_is_never_chosen(
 ) -> None:
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random, tried=candidates[:2])
 
-    assert picked is None or (
-        picked.health is Health.UP and not picked.draining and picked.in_flight < picked.slots + rules.head_start
-    )
+    if picked is not None:
+        beyond = 0 if picked.node.is_adaptive else rules.head_start
+        assert picked.health is Health.UP
+        assert not picked.draining
+        assert picked.in_flight < picked.slots + beyond
+        assert not picked.loading or is_warm(picked, MODEL)
 
 
 @given(st.lists(nodes(), min_size=1, max_size=8), rules_of_any_kind, seeds)
@@ -114,7 +123,7 @@ def test_nobody_with_room_is_better_than_the_chosen_one(
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random)
 
     if picked is not None:
-        scores = [(tier(state, rules), load(state, NOW, rules)) for state in candidates if has_room(state, rules)]
+        scores = [(tier(state, rules), load(state, NOW, rules)) for state in candidates if takes(state, MODEL, rules)]
         assert (tier(picked, rules), load(picked, NOW, rules)) == pytest.approx(min(scores))
 
 
@@ -125,7 +134,7 @@ def test_a_node_that_failed_this_request_comes_after_all_others(
     tried = data.draw(st.lists(st.sampled_from(candidates), unique_by=id, min_size=1))
     picked = pick(candidates, MODEL, now=NOW, rules=rules, random=seed.random, tried=tried)
 
-    untried = [state for state in candidates if has_room(state, rules) and state not in tried]
+    untried = [state for state in candidates if takes(state, MODEL, rules) and state not in tried]
     assert not untried or picked is None or picked in untried
 
 
@@ -258,3 +267,51 @@ def test_a_full_node_has_load_one() -> None:
 def test_a_node_without_a_notion_of_loading_is_always_warm() -> None:
     assert is_warm(node(loaded=None), MODEL)
     assert not is_warm(node(loaded={}), MODEL)
+
+
+def test_a_node_that_loads_another_model_takes_only_what_is_warm() -> None:
+    busy = node("busy", loaded={MODEL: LoadedModel(name=MODEL)}, loading="another")
+    cold = node("cold", loaded={}, loading="another")
+
+    assert chosen([busy]) is busy
+    assert chosen([cold]) is None
+    assert chosen([cold, node("idle", loaded={})]).node.name == "idle"  # type: ignore[union-attr]
+
+
+def test_a_request_waits_for_a_load_under_way_rather_than_begin_a_second_one() -> None:
+    loading, idle = node("loading", loaded={}, loading=MODEL, in_flight=1), node("idle", loaded={})
+    warm = node("warm", in_flight=4, loaded={MODEL: LoadedModel(name=MODEL)})
+
+    assert chosen([loading, idle]) is None
+    assert chosen([loading, idle, warm]) is warm
+    assert chosen([replace(loading, in_flight=4), idle]) is idle, "it will be full"
+    assert chosen([replace(loading, penalty=1.0, penalty_at=NOW), idle]) is idle, "it fails"
+    assert chosen([loading, idle], tried=[loading]) is idle
+    assert chosen([replace(loading, health=Health.DOWN), idle]) is idle
+
+
+def test_a_node_is_favoured_by_as_much_load_as_is_said() -> None:
+    favoured, other = node("favoured", slots=10, in_flight=2), node("other", slots=10)
+
+    def chosen_with(weight: float) -> NodeState | None:
+        favour = {"favoured": weight}
+        return pick([favoured, other], MODEL, now=NOW, rules=RULES, random=random.Random(1).random, favour=favour)
+
+    assert chosen_with(0.3) is favoured
+    assert chosen_with(0.1) is other
+
+
+def test_no_favour_makes_up_for_a_cold_or_a_full_node() -> None:
+    cold, full, warm = node("cold", loaded={}), node("full", in_flight=5), node("warm", in_flight=4)
+    favour = {"cold": 100.0, "full": 100.0}
+
+    assert pick([cold, full, warm], MODEL, now=NOW, rules=RULES, random=random.random, favour=favour) is warm
+
+
+def test_a_node_whose_slots_are_found_out_gets_no_head_start() -> None:
+    known = node("known", in_flight=4)
+    adaptive = replace(known, node=replace(known.node, is_adaptive=True))
+
+    assert chosen([known]) is known
+    assert chosen([adaptive]) is None
+    assert (takes(known, MODEL, RULES), takes(adaptive, MODEL, RULES)) == (True, False)

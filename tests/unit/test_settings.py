@@ -229,6 +229,21 @@ def test_a_name_with_line_ends_is_refused_because_it_goes_into_headers() -> None
             "[[discovery.dns]]\nname = 'a'\nport = 0",
             "sutazai.toml: discovery.dns[0].port (line 3) was 0; give a number from 1 to 65535.",
         ),
+        (
+            "[[auto.rules]]\ncontains = ''\nkind = 'simple_queries'",
+            "sutazai.toml: auto.rules[0].contains (line 2) was empty, and every question holds that; give a word.",
+        ),
+        (
+            '[auto]\nsimple_queries = ["a", "b\\r\\nx-evil: 1"]',
+            "sutazai.toml: auto.simple_queries[1] (line 2) was not a name of 1 to 256 printable characters; "
+            "give a model's name.",
+        ),
+        (
+            '[models.a]\nfallback = [""]',
+            "sutazai.toml: models.a.fallback[0] (line 2) was not a name of 1 to 256 printable characters; "
+            "give a model's name.",
+        ),
+        ('[auto]\nname = "a\\n"', "sutazai.toml: auto.name (line 2) held control characters; give a plain name."),
     ],
 )
 def test_a_mistake_tells_the_place_what_was_wrong_and_what_to_do(text: str, mistake: str) -> None:
@@ -403,15 +418,18 @@ def test_a_value_that_is_no_text_is_a_mistake() -> None:
 @pytest.mark.parametrize("name", sorted(environment_names()))
 def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
     (group, *_), shape = environment_names()[name]
+    endings = {"_BYTES": "2048", "_RATIO": "0.125", "WEIGHT": "0.125", "ANTILE": "0.75"}
     text = {
         "SUTAZAI_NODES": "http://a:1",
         "SUTAZAI_DATABASE_URL": "postgresql://a/b",
         "SUTAZAI_SERVER_HOST": "::1",
         "SUTAZAI_SERVER_ALLOWED_ORIGINS": "https://a",
         "SUTAZAI_SERVER_MAX_BUFFERED_BYTES": str(2**32),
-        "SUTAZAI_RETRY_BUDGET_RATIO": "0.125",
+        "SUTAZAI_BATCHING_MAX_WAIT_S": "0.05",
         "SUTAZAI_AUTH_REQUIRED": "true",
-    }.get(name, "2048" if name.endswith("_BYTES") else other_value(shape))
+        "SUTAZAI_HEDGING_EMBEDDINGS": "true",
+        "SUTAZAI_REDIS_URL": "redis://a",
+    }.get(name, endings.get(name[-6:], other_value(shape)))
 
     settings = parse("", {name: text})
 
@@ -421,6 +439,8 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
 
 def other_value(shape: shapes.Type) -> str:
     match shape:
+        case shapes.UnionType(types=(first, *_)):
+            return other_value(first)
         case shapes.IntType() | shapes.FloatType():
             return "77"
         case shapes.BoolType():

@@ -165,6 +165,8 @@ def values(shape: shapes.Type, group: type, field: str) -> st.SearchStrategy[obj
     return ANY_TEXT
 
 
+NAMES = ANY_TEXT.filter(lambda text: text != "" and text.isprintable())
+CHAINS = st.lists(NAMES, max_size=3).map(tuple)
 HOSTS = st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z][a-z0-9]{0,4})?", fullmatch=True)
 SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Server", "host"): HOSTS | st.ip_addresses().map(str),
@@ -173,6 +175,15 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Server", "max_body_bytes"): st.integers(1024, 2**40),
     ("Server", "max_buffered_bytes"): st.integers(2**40, 2**62),
     ("Database", "url"): st.none(),
+    ("Auto", "name"): ANY_TEXT.filter(str.isprintable),
+    ("Auto", "simple_queries"): CHAINS,
+    ("Auto", "complex_analysis"): CHAINS,
+    ("Auto", "code_generation"): CHAINS,
+    ("AutoRule", "contains"): ANY_TEXT.filter(bool),
+    ("ModelSettings", "fallback"): CHAINS,
+    ("Auto", "rules"): st.deferred(lambda: st.lists(groups(model.AutoRule), max_size=2).map(tuple)),
+    ("Redis", "url"): st.none(),
+    ("Redis", "prefix"): st.from_regex(r"[a-z.]{1,9}", fullmatch=True),
     ("NodeSettings", "url"): HOSTS.map("http://{}:11434".format),
     ("NodeSettings", "name"): st.from_regex(r"[!-~]{1,9}", fullmatch=True),
     ("NodeSettings", "api_key"): st.none(),

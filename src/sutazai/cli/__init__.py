@@ -39,6 +39,11 @@ app.command(
     help="Talk to a model in the terminal.\n\nExample: `sutazai chat`, `echo Why? | sutazai chat llama3.2`",
 )
 app.command(
+    "sutazai.cli.route:app",
+    name="route",
+    help="Say which model a question would go to, and why.\n\nExample: `sutazai route explain 'Who wrote Emma?'`",
+)
+app.command(
     "sutazai.cli.doctor:app",
     name="doctor",
     help="Say what is missing, and how to mend it.\n\nExample: `sutazai doctor --json`",
@@ -47,6 +52,21 @@ app.command(
     "sutazai.cli.keys:app",
     name="keys",
     help="Create, list and revoke API keys.\n\nExample: `sutazai keys create laptop`",
+)
+app.command(
+    "sutazai.cli.tenants:app",
+    name="tenants",
+    help="Show and set what tenants may take.\n\nExample: `sutazai tenants set acme --weight 2`",
+)
+app.command(
+    "sutazai.cli.audit:app",
+    name="audit",
+    help="Show and verify who changed what.\n\nExample: `sutazai audit list`",
+)
+app.command(
+    "sutazai.cli.cache:app",
+    name="cache",
+    help="Forget kept answers.\n\nExample: `sutazai cache forget --model llama3.2`",
 )
 app.command(
     "sutazai.cli.config:app",

@@ -16,7 +16,8 @@ from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.resolve import resolve
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.stores import open_stores
-from sutazai.bootstrap import Live, connector, sources
+from sutazai.bootstrap import connector
+from sutazai.bootstrap.rules import Live, sources
 from sutazai.cli.checks import Finding, Level, port_fault
 from sutazai.core.errors import NodeFault, NodeRejected, StoreUnavailable, SutazaiError
 from sutazai.core.node import Node, NodeKind, NodeReport

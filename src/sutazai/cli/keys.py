@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Annotated, Literal
 
 import cyclopts
 
-from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.postgres.stores import Stores
+from sutazai.cli.limits import NO_OPTIONS, LimitOptions, PriorityName, told
 from sutazai.cli.printing import print_json, print_table
-from sutazai.core.errors import BadRequest, SettingsError, StoreUnavailable
-from sutazai.core.identity import ApiKey, Role
+from sutazai.cli.stores import refuse, who, with_stores
+from sutazai.core.identity import ApiKey, Limits, Role, Scope
+from sutazai.core.request import Priority
 from sutazai.ports.keys import UsageRow
-from sutazai.settings import load as settings
 
 app = cyclopts.App(
     name="keys",
@@ -27,18 +25,26 @@ Example: `sutazai keys create laptop`""",
 )
 
 _USAGE_HOURS = 24
-_REFUSED = 1
-"""The exit code where the request made no sense, or the database was away."""
-_MISTAKES = 2
-"""The exit code for settings that hold mistakes, as in `sutazai config`."""
+_HEADS = ("ID", "NAME", "TENANT", "ROLE", "SCOPES", "PRIORITY", "LIMITS", "CREATED", "USED", "REVOKED")
 
 
 @app.command
-def create(name: str, /, *, tenant: str = "default", admin: bool = False, json: bool = False) -> int:
+def create(
+    name: str,
+    /,
+    *,
+    tenant: str = "default",
+    admin: bool = False,
+    scope: Annotated[tuple[Literal["inference", "tasks", "admin"], ...], cyclopts.Parameter(negative="")] = (),
+    priority: PriorityName | None = None,
+    limits: LimitOptions = NO_OPTIONS,
+    json: bool = False,
+) -> int:
     """
     Make a key and print it. It is shown only this once.
 
-    Examples: `sutazai keys create laptop`, `sutazai keys create ops --admin`
+    Examples: `sutazai keys create laptop`, `sutazai keys create ops --admin`,
+    `sutazai keys create robot --tenant acme --scope inference --priority low --requests-per-minute 60`
 
     Parameters
     ----------
@@ -48,13 +54,24 @@ def create(name: str, /, *, tenant: str = "default", admin: bool = False, json: 
         Who its requests are counted for, and share a place in the queue with.
     admin
         Let it use `/admin`, and pull, copy and delete models.
+    scope
+        What it may ask for; give it more than once for more. Left out: all that it can use.
+    priority
+        The highest that its requests can have. Left out: the tenant's.
     json
         Print JSON.
     """
 
     async def work(stores: Stores) -> int:
-        role = Role.ADMIN if admin else Role.USER
-        record, key = await stores.keys.create(name=name, tenant=tenant, role=role)
+        record, key = await stores.keys.create(
+            name=name,
+            tenant=tenant,
+            role=Role.ADMIN if admin else Role.USER,
+            scopes=frozenset(map(Scope, scope)) or None,
+            priority=None if priority is None else Priority[priority.upper()],
+            limits=limits.applied_to(Limits()),
+            by=who(),
+        )
         if json:
             print_json({**_shown(record), "key": key})
         else:
@@ -62,7 +79,7 @@ def create(name: str, /, *, tenant: str = "default", admin: bool = False, json: 
             sys.stderr.write(f"This is the key {record.name!r}. It is shown only this once; SutazAI keeps a hash.\n")
         return 0
 
-    return _with_stores(work)
+    return with_stores(work)
 
 
 @app.command(name="list")
@@ -79,15 +96,14 @@ def list_(*, json: bool = False) -> int:
     """
 
     async def work(stores: Stores) -> int:
-        keys = [_shown(key) for key in await stores.keys.all()]
+        keys = await stores.keys.all()
         if json:
-            print_json(keys)
+            print_json([_shown(key) for key in keys])
         else:
-            heads = ["ID", "NAME", "TENANT", "ROLE", "CREATED", "USED", "REVOKED"]
-            print_table(heads, [[*key.values()] for key in keys])
+            print_table(_HEADS, [_cells(key) for key in keys])
         return 0
 
-    return _with_stores(work)
+    return with_stores(work)
 
 
 @app.command
@@ -104,13 +120,13 @@ def revoke(id_or_name: str, /) -> int:
     """
 
     async def work(stores: Stores) -> int:
-        key = await stores.keys.revoke(id_or_name)
+        key = await stores.keys.revoke(id_or_name, by=who())
         if key is None:
-            return _refuse(f"No live key has the id or name {id_or_name!r}. `sutazai keys list` shows all.")
+            return refuse(f"No live key has the id or name {id_or_name!r}. `sutazai keys list` shows all.")
         sys.stdout.write(f"The key {key.name!r} ({key.id}) was revoked.\n")
         return 0
 
-    return _with_stores(work)
+    return with_stores(work)
 
 
 @app.command
@@ -137,49 +153,42 @@ def usage(*, json: bool = False) -> int:
             print_table(heads, [_usage_cells(row, names.get(row.key_id, row.key_id)) for row in rows])
         return 0
 
-    return _with_stores(work)
+    return with_stores(work)
 
 
-def _with_stores(work: Callable[[Stores], Awaitable[int]]) -> int:
-    async def run() -> int:
-        async with _stores() as stores:
-            return await work(stores)
-
-    try:
-        return asyncio.run(run())
-    except SettingsError as error:
-        sys.stderr.write("".join(f"{mistake}\n" for mistake in error.mistakes))
-        return _MISTAKES
-    except (BadRequest, StoreUnavailable) as error:
-        return _refuse(error.message)
-
-
-@asynccontextmanager
-async def _stores() -> AsyncIterator[Stores]:
-    loaded = settings.load(settings.find(os.environ, Path.cwd()), os.environ)
-    data_dir = settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)
-    async with open_stores(loaded.database, data_dir) as stores:
-        yield stores
-
-
-def _refuse(sentence: str) -> int:
-    sys.stderr.write(f"{sentence}\n")
-    return _REFUSED
-
-
-def _shown(key: ApiKey) -> dict[str, str]:
-    """A key without its hash, as cells or JSON; an empty string where there is no date yet."""
-    dates = (key.created_at, key.last_used_at, key.revoked_at)
-    created_at, last_used_at, revoked_at = (date.isoformat(timespec="seconds") if date else "" for date in dates)
+def _shown(key: ApiKey) -> dict[str, object]:
+    """A key without its hash, as JSON; an empty string where there is no date yet."""
+    created_at, last_used_at, revoked_at = _dates(key)
     return {
         "id": key.id,
         "name": key.name,
         "tenant": key.tenant,
         "role": key.role.value,
+        "scopes": _scopes(key),
+        "priority": _priority(key),
+        "limits": asdict(key.limits),
         "created_at": created_at,
         "last_used_at": last_used_at,
         "revoked_at": revoked_at,
     }
+
+
+def _cells(key: ApiKey) -> list[str]:
+    scopes = ",".join(_scopes(key))
+    return [key.id, key.name, key.tenant, key.role.value, scopes, _priority(key), told(key.limits), *_dates(key)]
+
+
+def _scopes(key: ApiKey) -> list[str]:
+    return sorted(scope.value for scope in key.scopes)
+
+
+def _priority(key: ApiKey) -> str:
+    return "" if key.priority is None else key.priority.name.lower()
+
+
+def _dates(key: ApiKey) -> list[str]:
+    dates = (key.created_at, key.last_used_at, key.revoked_at)
+    return [date.isoformat(timespec="seconds") if date else "" for date in dates]
 
 
 def _usage_cells(row: UsageRow, key: str) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import uvloop
 
-from sutazai.bootstrap import Gateway, log_form, open_gateway
+from sutazai.bootstrap import Gateway, open_gateway
+from sutazai.bootstrap.rules import log_form
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.settings.load import data_dir, find, load
 from sutazai.settings.model import Settings

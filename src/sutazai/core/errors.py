@@ -9,7 +9,12 @@ SutazaiError
 ├── Unauthorized           no key, or one that is not known
 ├── Forbidden              the key or the origin may not do this
 ├── NotFound               nothing lives at this address
+├── Conflict               somebody else changed the same thing meanwhile
 ├── Overloaded             the pool had no room; try again later
+├── RateLimited            the key or its tenant took more than it may
+│   ├── TooManyWaiting     too many of the tenant's own requests wait already
+│   └── BudgetSpent        the month's tokens or money are used up
+├── FellBehind             the client read a shared answer too slowly
 ├── NoHealthyNode          every node with the model is down
 ├── Cancelled              an operator ended the request
 ├── ShuttingDown           the gateway is stopping
@@ -86,9 +91,37 @@ class NotFound(SutazaiError):
 class Overloaded(SutazaiError):
     """The pool had no room for the request."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, extra: bytes = b"") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.extra = extra
+        """Header lines that tell how the line stands, each with its line end."""
+
+
+class Conflict(SutazaiError):
+    """Somebody else changed the same thing meanwhile."""
+
+
+class RateLimited(SutazaiError):
+    """The key or its tenant took more than it may."""
+
+    def __init__(self, message: str, *, retry_after_s: float, extra: bytes = b"") -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.extra = extra
+        """Header lines that tell how the limits stand, each with its line end."""
+
+
+class TooManyWaiting(RateLimited):
+    """Too many of the tenant's own requests wait already."""
+
+
+class BudgetSpent(RateLimited):
+    """The month's tokens or money are used up."""
+
+
+class FellBehind(SutazaiError):
+    """The client read a shared answer so slowly that what it missed could not be kept."""
 
 
 class NoHealthyNode(SutazaiError):

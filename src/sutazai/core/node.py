@@ -42,6 +42,8 @@ class Node:
     """Base address without a trailing slash, such as `http://10.0.0.5:11434`."""
     slots: int | None = None
     """Requests it works on at once; None = ask the node, or its kind's default."""
+    is_adaptive: bool = False
+    """Find out how many it can work on, by how fast it begins to answer."""
     models: tuple[str, ...] = ()
     """Models to offer from it; empty = all that it has."""
     source: str = "settings"
@@ -89,6 +91,17 @@ class NodeReport:
     version: str = ""
 
 
+@dataclass(slots=True)
+class Pace:
+    """How soon a node begins to answer with one model, in seconds; loads are left out."""
+
+    recent_s: float
+    """Mean of about the last ten."""
+    usual_s: float
+    """Mean of about the last two hundred."""
+    count: int = 1
+
+
 @dataclass(slots=True, kw_only=True)
 class NodeState:
     """What routing knows of one node now. Kept by `gateway.fleet` alone."""
@@ -115,5 +128,9 @@ class NodeState:
     version: str = ""
     last_error: str = ""
     probed_at: float = 0.0
+    loading: str = ""
+    """The model it was asked for that it did not have in memory, until it answered; one at a time."""
+    paces: dict[str, Pace] = field(default_factory=dict)
+    """By model, as requests name it."""
     draining: bool = False
     """Left the settings: finishes what it has, takes nothing new."""

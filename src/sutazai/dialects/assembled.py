@@ -8,7 +8,7 @@ that its server has for whole answers; where OpenAI's differ, they are said.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ from sutazai.core.request import Endpoint, Operation, Usage
 from sutazai.dialects.complaints import FAULTS
 from sutazai.dialects.errors import error_message
 from sutazai.dialects.framing import MAX_REPLY_BYTES, Events, Untranslatable
+from sutazai.dialects.from_ollama import usage_in_words
 from sutazai.dialects.from_openai import RepliesFromOpenAI
 from sutazai.dialects.openai_answers import CalledFunction, Counts
 
@@ -93,6 +94,8 @@ class Assembled:
         self._choices: dict[int, _Choice] = {}
         self._room = _Room(limit_bytes)
         self._ended = False
+        self._is_counted_by_choice = False
+        """Whether the last count of tokens came with a choice: it is of that one alone."""
 
     def feed(self, data: bytes) -> bytes:
         """The next piece of the node's body, split anywhere. Nothing can be sent before the end."""
@@ -113,7 +116,8 @@ class Assembled:
         self.usage = _usage(self._fields.get("usage"))
         is_chat = self._endpoint.operation is Operation.CHAT
         choices = [self._choices[index].whole(index, is_chat=is_chat) for index in sorted(self._choices)]
-        return _encode({**self._fields, "object": _OBJECTS[self._endpoint.operation], "choices": choices})
+        fields = {**self._fields, "object": _OBJECTS[self._endpoint.operation], "choices": choices}
+        return _encode(fields | self._sum(choices) if self._is_counted_by_choice and not is_chat else fields)
 
     def _take(self, event: bytes) -> None:
         if self._ended:
@@ -131,6 +135,25 @@ class Assembled:
                 self._room.take(_ENTRY_BYTES)
                 choice = self._choices[piece.index] = _Choice(self._room)
             choice.add(piece)
+        if (usage := fields.get("usage", _NULL)) != _NULL:
+            self._is_counted_by_choice = bool(choices)
+            for piece in choices:
+                self._choices[piece.index].usage = usage
+
+    def _sum(self, choices: Sequence[dict[str, object]]) -> dict[str, object]:
+        """
+        The tokens of all prompts of a completion, of which llama.cpp counts each for itself.
+
+        Each choice keeps its own count beside it: see `batches`.
+        """
+        counts = [_usage(self._choices[index].usage) for index in sorted(self._choices)]
+        if len(counts) < 2 or None in counts:
+            return {}
+        for choice, index in zip(choices, sorted(self._choices), strict=True):
+            choice["usage"] = self._choices[index].usage
+        told = [count for count in counts if count is not None]
+        self.usage = Usage(sum(one.input_tokens for one in told), sum(one.output_tokens for one in told))
+        return {"usage": usage_in_words(self.usage)}
 
     def _keep(self, fields: Mapping[str, Raw]) -> None:
         known = len(self._fields)
@@ -193,6 +216,8 @@ class _Choice:
         self._calls: dict[int, _Call] = {}
         self._logprobs: Logprobs | UnsetType | None = UNSET
         self._finish_reason: str | None = None
+        self.usage: Raw | None = None
+        """What the node counted for this choice alone, if it did."""
 
     @property
     def is_finished(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from sutazai.core.request import Dialect
+from sutazai.core.request import Dialect, Place
 
 MAX_MESSAGE_CHARACTERS: Final = 2000
 
@@ -48,13 +48,18 @@ def stream_error(dialect: Dialect, status: int, message: str, kind: str) -> byte
     return body + b"\n" if dialect is Dialect.OLLAMA else b"data: " + body + b"\n\n"
 
 
-def keep_alive(dialect: Dialect) -> bytes:
+def keep_alive(dialect: Dialect, place: Place | None = None) -> bytes:
     """
-    What a client skips and a load balancer counts as life.
+    What a client skips and a load balancer counts as life; for people who look, its place in line.
 
     Ollama's clients parse every line, so an empty one would break them; white space before a line does not.
     """
-    return b" " if dialect is Dialect.OLLAMA else b": waiting\n\n"
+    if dialect is Dialect.OLLAMA:
+        return b" "
+    if place is None:
+        return b": waiting\n\n"
+    eta = "" if place.eta_s is None else f", about {place.eta_s:.0f} s"
+    return f": waiting, position {place.position}{eta}\n\n".encode()
 
 
 def error_message(body: bytes) -> str:

@@ -32,6 +32,8 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     """Whether the client of an OpenAI stream wants a last chunk with the tokens it took."""
     loads_only: bool = False
     """Ollama's way to load a model: a request without messages, prompt or input."""
+    is_deterministic: bool = False
+    """Whether the same request again would be answered the same: temperature 0, a seed, or an embedding."""
 
 
 def read(endpoint: Endpoint, body: bytes) -> Asked:
@@ -60,17 +62,21 @@ def _bad_name(model: str) -> BadRequest:
 def _openai_chat(body: bytes) -> Asked:
     chat = openai_shapes.read_chat(body)
     options = chat.stream_options
-    return Asked(chat.model, chat.stream is True, 0, False, options is not None and options.include_usage is True)
+    include_usage = options is not None and options.include_usage is True
+    is_deterministic = chat.temperature == 0 or chat.seed is not None
+    return Asked(chat.model, chat.stream is True, 0, False, include_usage, False, is_deterministic)
 
 
 def _openai_completion(body: bytes) -> Asked:
     asked = openai_shapes.read_completion(body)
     options = asked.stream_options
-    return Asked(asked.model, asked.stream is True, 0, False, options is not None and options.include_usage is True)
+    include_usage = options is not None and options.include_usage is True
+    is_deterministic = asked.temperature == 0 or asked.seed is not None
+    return Asked(asked.model, asked.stream is True, 0, False, include_usage, False, is_deterministic)
 
 
 def _openai_embedding(body: bytes) -> Asked:
-    return Asked(openai_shapes.read_embedding(body).model, False)
+    return Asked(openai_shapes.read_embedding(body).model, False, is_deterministic=True)
 
 
 def _ollama_chat(body: bytes) -> Asked:
@@ -85,19 +91,28 @@ def _ollama_generate(body: bytes) -> Asked:
 
 def _ollama_embed(body: bytes) -> Asked:
     embed = ollama_shapes.read_embed(body)
-    return _with_options(embed, False, ollama_shapes.is_blank(embed.input))
+    return _with_options(embed, False, ollama_shapes.is_blank(embed.input), is_embedding=True)
 
 
 def _ollama_embeddings(body: bytes) -> Asked:
     embeddings = ollama_shapes.read_embeddings(body)
-    return _with_options(embeddings, False, ollama_shapes.is_blank(embeddings.prompt))
+    return _with_options(embeddings, False, ollama_shapes.is_blank(embeddings.prompt), is_embedding=True)
 
 
-def _with_options(asked: ollama_shapes.Common, stream: bool, loads_only: bool) -> Asked:
+def _with_options(asked: ollama_shapes.Common, stream: bool, loads_only: bool, *, is_embedding: bool = False) -> Asked:
     options = asked.options
     if options is None:
-        return Asked(asked.model, stream, 0, False, False, loads_only)
-    return Asked(asked.model, stream, options.context_tokens, options.forces_a_load, False, loads_only)
+        return Asked(asked.model, stream, 0, False, False, loads_only, is_embedding and not loads_only)
+    is_deterministic = is_embedding or options.temperature == 0 or options.seed is not None
+    return Asked(
+        asked.model,
+        stream,
+        options.context_tokens,
+        options.forces_a_load,
+        False,
+        loads_only,
+        is_deterministic and not loads_only,
+    )
 
 
 # By path, because the hash of a string is kept and that of an enum member is computed in Python each time.

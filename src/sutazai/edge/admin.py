@@ -5,13 +5,16 @@ from __future__ import annotations
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from sutazai.core.errors import NotFound
+from sutazai.core.errors import Conflict, NotFound
 from sutazai.core.node import NodeState
+from sutazai.edge.audited import audited
 from sutazai.edge.exchange import Exchange
 from sutazai.edge.pool import Pool, for_admins
 from sutazai.edge.replies import Address, json_reply
+from sutazai.gateway.experience import BreakerView
 from sutazai.gateway.routed import Run
 from sutazai.policy.routing import load, penalty_now
+from sutazai.ports.audit import Action
 
 
 def routes(pool: Pool) -> list[Address]:
@@ -26,23 +29,44 @@ def routes(pool: Pool) -> list[Address]:
     async def requests(http: HttpRequest) -> Response:
         for_admins(http)
         now = fleet.clock()
-        return json_reply({"requests": [_request(pool, exchange, now) for exchange in pool.in_flight().values()]})
+        runs = {run.request.id: run for run in pool.routed.runs}
+        exchanges = pool.in_flight().values()
+        return json_reply({"requests": [_request(pool, one, runs.get(one.request.id), now) for one in exchanges]})
 
     async def cancel(http: HttpRequest) -> Response:
         for_admins(http)
         request_id = http.path_params["request_id"]
         exchange = pool.in_flight().get(request_id)
-        run = exchange.call if exchange is not None else None
-        if not isinstance(run, Run):
+        if exchange is None:
             raise NotFound(f"No request {request_id[:64]!r} is in flight; `GET /admin/requests` lists those that are.")
-        run.end_by_operator()
+        async with audited(pool.audit, http, Action.REQUEST_CANCELLED, request_id, tenant=exchange.request.tenant):
+            if pool.in_flight().get(request_id) is not exchange:  # it went on while the log was written
+                raise Conflict(f"The request {request_id} ended by itself before it could be cancelled.")
+            exchange.end_by_operator()
         return json_reply({"id": request_id, "cancelled": True})
+
+    async def breakers(http: HttpRequest) -> Response:
+        for_admins(http)
+        now = fleet.clock()
+        return json_reply({"breakers": [_breaker(view, now) for view in fleet.breakers()]})
 
     return [
         Address("/admin/nodes", nodes),
+        Address("/admin/breakers", breakers),
         Address("/admin/requests", requests),
         Address("/admin/requests/{request_id}", cancel, methods=["DELETE"]),
     ]
+
+
+def _breaker(view: BreakerView, now: float) -> dict[str, object]:
+    return {
+        "node": view.node,
+        "model": view.model,
+        "position": view.position.value,
+        "error_ratio": round(view.error_ratio, 3),
+        "slow_ratio": round(view.slow_ratio, 3),
+        "tried_again_in_s": round(max(0.0, view.opens_until - now), 1),
+    }
 
 
 def _node(pool: Pool, state: NodeState, now: float) -> dict[str, object]:
@@ -68,10 +92,9 @@ def _node(pool: Pool, state: NodeState, now: float) -> dict[str, object]:
     }
 
 
-def _request(pool: Pool, exchange: Exchange, now: float) -> dict[str, object]:
+def _request(pool: Pool, exchange: Exchange, run: Run | None, now: float) -> dict[str, object]:
     request = exchange.request
-    run = exchange.call
-    position = pool.routed.position(run) if isinstance(run, Run) else 0
+    place = pool.place_of(request.id)
     return {
         "id": request.id,
         "endpoint": request.endpoint.path,
@@ -79,10 +102,12 @@ def _request(pool: Pool, exchange: Exchange, now: float) -> dict[str, object]:
         "stream": request.stream,
         "tenant": request.tenant,
         "key": request.key_id,
-        "stage": run.stage.value if isinstance(run, Run) else "starting",
-        "position": position or None,
-        "node": run.node if isinstance(run, Run) else "",
-        "attempts": run.attempts if isinstance(run, Run) else 0,
+        "priority": request.priority.name.lower(),
+        "stage": run.stage.value if run is not None else "waiting" if place is not None else "shared",
+        "position": place.position if place is not None else None,
+        "eta_s": place.eta_s if place is not None else None,
+        "node": run.node if run is not None else "",
+        "attempts": run.attempts if run is not None else 0,
         "age_s": round(now - request.arrived_at, 3),
         "chunks": exchange.chunks,
     }

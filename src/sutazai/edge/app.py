@@ -6,7 +6,19 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from sutazai.core.errors import NotFound
-from sutazai.edge import admin, health, ollama, openai, openapi
+from sutazai.edge import (
+    admin,
+    admin_audit,
+    admin_cache,
+    admin_keys,
+    admin_tenants,
+    health,
+    ollama,
+    openai,
+    openapi,
+    public,
+    sessions,
+)
 from sutazai.edge.pool import Pool
 
 
@@ -21,9 +33,15 @@ def build(pool: Pool) -> Router:
         routes=[
             *health.routes(pool),
             *openai.routes(pool),
+            *sessions.routes(pool),
             *ollama.routes(pool),
             *admin.routes(pool),
+            *admin_keys.routes(pool),
+            *admin_tenants.routes(pool),
+            *admin_audit.routes(pool),
+            *admin_cache.routes(pool),
             *openapi.routes(),
+            *public.routes(),
         ],
         default=_nowhere,
         redirect_slashes=False,

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("sutazai.edge")
 
+UNPACKED = frozenset({204, 304})
+"""Statuses of answers without a body."""
+
 
 class AsgiCycle:
     """The `Cycle` of a request that the application answers."""
@@ -92,6 +95,8 @@ class AsgiCycle:
         body: bytes = message.get("body", b"")
         last = not message.get("more_body", False)
         if not self._started:
+            if last:
+                body = await self._packed(body)
             self._started = True
             head = self._head(len(body) if last else None)
             self._write(head + (b"" if self._incoming.method == b"HEAD" else self._part(body)))
@@ -103,6 +108,24 @@ class AsgiCycle:
             self._finish()
 
     # parts
+
+    async def _packed(self, body: bytes) -> bytes:
+        """The complete body in a coding that the client likes, told in the head."""
+        headers: list[tuple[bytes, bytes]] = self._start.get("headers", [])
+        compressor, incoming = self._server.compressor, self._incoming
+        content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        if self._start["status"] in UNPACKED or not compressor.is_worth_it(content_type, len(body)):
+            return body
+        coding = compressor.coding_for(incoming.headers.get(b"accept-encoding", b""))
+        small = await compressor.apply(coding, body) if coding and incoming.method != b"HEAD" else body
+        replaced = {b"vary"} if small is body else {b"vary", b"content-length"}
+        vary = [value for name, value in headers if name == b"vary"]
+        headers = [pair for pair in headers if pair[0] not in replaced]
+        headers.append((b"vary", b", ".join([*vary, b"accept-encoding"])))
+        if small is not body:
+            headers.append((b"content-encoding", coding))
+        self._start = {**self._start, "headers": headers}
+        return small
 
     def _scope(self) -> Scope:
         incoming = self._incoming
@@ -119,7 +142,7 @@ class AsgiCycle:
             "headers": list(incoming.headers.items()),
             "client": None,
             "server": None,
-            "state": {"caller": incoming.caller, "request_id": self.request_id},
+            "state": {"caller": incoming.caller, "request_id": self.request_id, "wishes": incoming.wishes},
         }
 
     def _head(self, length: int | None) -> bytes:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from urllib.parse import urlsplit
 
 from sutazai.core.errors import Forbidden, Unauthorized
-from sutazai.core.identity import ApiKey, Role
+from sutazai.core.identity import Allowance, ApiKey, Limits, Role, Scope, Tenant
+from sutazai.core.request import NORMAL, Priority
 
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 REMEMBERED = 256
@@ -28,10 +29,38 @@ class Caller:
     key_id: str
     tenant: str
     role: Role
+    scopes: frozenset[Scope] = frozenset(Scope)
+    priority: Priority = NORMAL
+    """What its requests have. They may ask for less, and those of admins for more."""
+    allowance: Allowance | None = None
+    """The limits that its requests must fit into; None where there are none."""
+
+    def needs(self, scope: Scope) -> None:
+        """Raises `Forbidden` where the key was not made for this."""
+        if scope not in self.scopes:
+            raise Forbidden(
+                f"This needs a key with the scope `{scope.value}`, and yours has only: {_listed(self.scopes)}. "
+                f"`sutazai keys create NAME --scope {scope.value}` makes one."
+            )
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do what only admins may: that takes the role and the scope."""
+        return self.role is Role.ADMIN and Scope.ADMIN in self.scopes
+
+    def needs_admin(self) -> None:
+        """Raises `Forbidden` for keys of users, and for those of admins without the scope for it."""
+        if not self.is_admin:
+            raise Forbidden(
+                "This needs an admin key with the scope `admin`. `sutazai keys create NAME --admin` makes one."
+            )
 
 
-ANONYMOUS = Caller("", "local", Role.ADMIN)
+LOCAL = "local"
+"""The tenant of those who need no key."""
+ANONYMOUS = Caller("", LOCAL, Role.ADMIN)
 """On loopback without keys, whoever asks owns the machine."""
+NO_LIMITS = Limits()
 
 
 class Gatekeeper:
@@ -43,15 +72,40 @@ class Gatekeeper:
         self.required = required
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
+        self._keys: tuple[ApiKey, ...] = ()
         self._callers: dict[bytes, Caller] = {}
+        self._anonymous = ANONYMOUS
+        self.tenants: Mapping[str, Tenant] = {}
+        """Those that somebody defined, by name; all others have the defaults."""
         self._good_hosts: set[bytes] = set()
         self.generation = 0
         """Changes whenever what was admitted before might not be now."""
 
-    def learn(self, keys: Iterable[ApiKey]) -> None:
-        """The keys that count from now on; revoked ones do not."""
+    def learn(self, keys: Iterable[ApiKey], tenants: Iterable[Tenant] = (), default_limits: Limits = NO_LIMITS) -> None:
+        """
+        The keys and tenants that count from now on; revoked keys do not.
+
+        Args:
+            default_limits: what a tenant may take where it has no limit of its own.
+        """
+        self._keys = tuple(key for key in keys if key.revoked_at is None)
+        self.tenants = {tenant.name: tenant for tenant in tenants}
+        self.limit_by(default_limits)
+
+    def limit_by(self, default_limits: Limits) -> None:
+        """The limits of tenants that have none of their own, from now on."""
         self.generation += 1
-        self._callers = {key.digest: Caller(key.id, key.tenant, key.role) for key in keys if key.revoked_at is None}
+        limits = {name: limits_of(tenant.limits, default_limits) for name, tenant in self.tenants.items()}
+        self._callers = {
+            key.digest: _caller(key, self.tenants.get(key.tenant), limits.get(key.tenant, default_limits))
+            for key in self._keys
+        }
+        local = self.tenants.get(LOCAL)
+        self._anonymous = replace(
+            ANONYMOUS,
+            priority=NORMAL if local is None else local.priority,
+            allowance=_allowance(LOCAL, "", limits.get(LOCAL, default_limits), NO_LIMITS),
+        )
 
     @property
     def keys(self) -> int:
@@ -73,7 +127,7 @@ class Gatekeeper:
         if host not in self._good_hosts:
             self._check_host(host)
         self.check_page(headers)
-        return ANONYMOUS
+        return self._anonymous
 
     def check_page(self, headers: Mapping[bytes, bytes]) -> None:
         """Whether a page may call, should one ask: browsers do so without a key. Raises `Forbidden`."""
@@ -110,6 +164,40 @@ class Gatekeeper:
                 f"The web page {origin[:100].decode('latin-1')!r} may not call this gateway. "
                 "Add it to `server.allowed_origins` if it should."
             )
+
+
+def limits_of(own: Limits, default: Limits) -> Limits:
+    """What a tenant may take: its own limits, and where it has none, the default one."""
+    if own.is_unlimited:
+        return default
+    filled = {name: value for name in _LIMITED if (value := getattr(own, name)) is not None}
+    return replace(default, burst_s=own.burst_s, **filled)
+
+
+_LIMITED = tuple(one.name for one in fields(Limits) if one.name != "burst_s")
+
+
+def _caller(key: ApiKey, tenant: Tenant | None, of_tenant: Limits) -> Caller:
+    """Whoever shows this key. Of two priorities the lower one is the highest."""
+    highest = NORMAL if tenant is None else tenant.priority
+    return Caller(
+        key.id,
+        key.tenant,
+        key.role,
+        key.scopes,
+        highest if key.priority is None else max(highest, key.priority),
+        _allowance(key.tenant, key.id, of_tenant, key.limits),
+    )
+
+
+def _allowance(tenant: str, key_id: str, of_tenant: Limits, of_key: Limits) -> Allowance | None:
+    if of_tenant.is_unlimited and of_key.is_unlimited:
+        return None
+    return Allowance(tenant=tenant, key_id=key_id, of_tenant=of_tenant, of_key=of_key)
+
+
+def _listed(scopes: Iterable[Scope]) -> str:
+    return ", ".join(sorted(scope.value for scope in scopes))
 
 
 _NO_KEY = "No API key was sent. Send one as `Authorization: Bearer …`; `sutazai keys create NAME` makes one."

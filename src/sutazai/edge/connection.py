@@ -16,10 +16,12 @@ import httptools
 import structlog
 
 from sutazai.core.errors import BadRequest, Overloaded, SutazaiError, TooLarge, Unauthorized
+from sutazai.core.identity import Scope
 from sutazai.dialects.known_head import KnownHead
 from sutazai.edge import exchange as fast_lane
 from sutazai.edge.errors import answer_to
 from sutazai.edge.incoming import ENDPOINTS, REPEATABLE, Incoming, fault_of
+from sutazai.edge.wishes import wishes_in
 from sutazai.settings.model import Server as Limits
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ log = structlog.get_logger("sutazai.edge")
 MAX_TARGET_BYTES = 8192
 MAX_HEADERS = 100
 MAX_PIPELINED = 16
+INFERENCE = Scope.INFERENCE
 
 
 class Cycle(Protocol):
@@ -263,7 +266,10 @@ class ClientConnection(asyncio.Protocol):
             if incoming.method == b"OPTIONS":
                 self.server.gatekeeper.check_page(headers)
             elif incoming.endpoint is not None or not self.server.is_open_to_all(path):
-                incoming.caller = self.server.gatekeeper.admit(incoming.headers)
+                incoming.caller = self.server.gatekeeper.admit(headers)
+                if incoming.endpoint is not None:
+                    incoming.caller.needs(INFERENCE)
+                incoming.wishes = wishes_in(headers)
         except SutazaiError as error:
             incoming.error = (error, None)
             if isinstance(error, Unauthorized) and (length not in {None, b"0"} or b"transfer-encoding" in headers):
@@ -350,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
     def _answer_preflight(self, incoming: Incoming, body_bytes: int) -> None:
         """A browser asks whether a page may call."""
         self.transport.write(
-            b"%baccess-control-allow-methods: GET, POST, DELETE\r\n"
+            b"%baccess-control-allow-methods: GET, POST, PUT, DELETE\r\n"
             b"access-control-allow-headers: authorization, content-type, x-api-key, x-stainless-arch, "
             b"x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-retry-count, "
             b"x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout\r\n"

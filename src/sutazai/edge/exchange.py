@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sutazai.core.errors import BadRequest, NodeRejected, ShuttingDown, SutazaiError, UnknownModel, WrongMethod
+from sutazai.core.errors import (
+    BadRequest,
+    Cancelled,
+    NodeRejected,
+    NodeTimeout,
+    ShuttingDown,
+    SutazaiError,
+    UnknownModel,
+    WrongMethod,
+)
 from sutazai.core.request import Dialect, Head, Request, Usage
 from sutazai.dialects.errors import keep_alive, stream_error
 from sutazai.dialects.reading import read
@@ -27,8 +36,10 @@ log = structlog.get_logger("sutazai.edge")
 
 HEAD = (
     b"%bcontent-type: %b\r\n%bcache-control: no-store\r\n"
-    b"x-request-id: %b\r\nx-sutazai-node: %b\r\nx-sutazai-reason: %b\r\n%b\r\n%b"
+    b"x-request-id: %b\r\nx-sutazai-node: %b\r\nx-sutazai-reason: %b\r\nx-sutazai-cache: %b\r\n%b\r\n%b"
 )
+DEADLINE_GRACE_S = 0.5
+"""For the stages within, which look four times a second and can say better why a deadline passed."""
 STREAM_TYPES = {Dialect.OPENAI: b"text/event-stream; charset=utf-8", Dialect.OLLAMA: b"application/x-ndjson"}
 
 
@@ -100,8 +111,7 @@ class Exchange:
             return
         self._first_at = self._server.clock()
         self.chunks = 1
-        length = b"content-length: %d\r\n" % len(body)
-        self._connection.transport.write(self._head_bytes(head.status, head.content_type, length, body=body))
+        self._write_whole(head.status, head.content_type, body)
         self._finish(head.status, usage, "", self._first_at)
 
     def end(self, usage: Usage | None) -> None:
@@ -113,7 +123,7 @@ class Exchange:
             head = self.head_seen
             body = self._held or b""
             content_type = head.content_type if head is not None else b"application/json"
-            transport.write(self._head_bytes(self._status, content_type, b"content-length: %d\r\n" % len(body)) + body)
+            self._write_whole(self._status, content_type, body)
         self._finish(self._status, usage, "")
 
     def fail(self, error: SutazaiError) -> None:
@@ -151,24 +161,42 @@ class Exchange:
     # time
 
     def check(self, now: float, keep_alive_s: float) -> None:
-        """Give a stream that has no token yet a sign of life; called by the server's sweep."""
+        """End what is past its deadline, give a stream without a token a sign of life; called by the server's sweep."""
+        if 0.0 < self.request.deadline_at < now - DEADLINE_GRACE_S:
+            self._end_late()
+            return
         if not self.request.stream or self.chunks or now - self.signed_at < keep_alive_s:
             return
         self.signed_at = now
         dialect = self.request.endpoint.dialect
+        place = self._server.place_of(self.request.id)
         if not self._headed:
-            self._write_head(STREAM_TYPES[dialect], None)
-        self._write_part(keep_alive(dialect))
+            extra = b"" if place is None else place.header_lines
+            self._write_head(STREAM_TYPES[dialect], None, extra)
+        self._write_part(keep_alive(dialect, place))
+
+    def _end_late(self) -> None:
+        """It shares a call with others who have more time, so nobody within ends it."""
+        given_s = self.request.deadline_at - self.request.arrived_at
+        message = f"The answer was not complete at the deadline of the request, {given_s:.3g} s after it came."
+        self._break_off(NodeTimeout(message, node=""))
 
     def stop(self) -> None:
         """The server cannot wait any longer."""
+        self._break_off(ShuttingDown("The gateway stopped before the answer was complete; ask again."))
+
+    def end_by_operator(self) -> None:
+        """End the request and tell the client."""
+        self._break_off(Cancelled("An operator cancelled the request."))
+
+    def _break_off(self, error: SutazaiError) -> None:
         if self._call is not None:
             self._call.cancel()
-        self.fail(ShuttingDown("The gateway stopped before the answer was complete; ask again."))
+        self.fail(error)
 
     # parts
 
-    def _write_head(self, content_type: bytes, length: int | None) -> None:
+    def _write_head(self, content_type: bytes, length: int | None, extra: bytes = b"") -> None:
         self._headed = True
         self._status = self._status or 200
         if length is not None:
@@ -179,7 +207,15 @@ class Exchange:
         else:
             self._incoming.keep_alive = False
             framing = b""
-        self._connection.transport.write(self._head_bytes(self._status, content_type, framing))
+        self._connection.transport.write(self._head_bytes(self._status, content_type, framing, extra))
+
+    def _write_whole(self, status: int, content_type: bytes, body: bytes) -> None:
+        accepted = self._incoming.headers.get(b"accept-encoding")
+        extra = b""
+        if accepted is not None:
+            extra, body = self._server.compressor.pack(accepted, content_type, body)
+        length = b"content-length: %d\r\n" % len(body)
+        self._connection.transport.write(self._head_bytes(status, content_type, length, extra, body))
 
     def _write_part(self, data: bytes) -> None:
         if self._chunked:
@@ -197,6 +233,10 @@ class Exchange:
             extra += b"connection: close\r\n"
         elif not incoming.http11:
             extra += b"connection: keep-alive\r\n"
+        if head is not None and (head.extra or head.model):
+            extra += head.extra
+            if head.model:
+                extra += b"x-sutazai-model: %b\r\n" % head.model.encode("ascii", "replace")
         if b"origin" in incoming.headers:
             extra += server.cors(incoming)
         return HEAD % (
@@ -206,6 +246,7 @@ class Exchange:
             self.request.id.encode(),
             head.node.encode() if head is not None else b"",
             head.reason.encode() if head is not None else b"waiting",
+            head.cache if head is not None else b"miss" if self.request.fingerprint else b"bypass",
             extra,
             body,
         )
@@ -218,7 +259,9 @@ class Exchange:
         if isinstance(error, NodeRejected) and answer.status == error.status and error.is_verbatim:
             body = error.body  # the node's own words, untouched
         self.head_seen = Head(answer.status, b"application/json", len(body), node, _reason(error))
-        retry = b"retry-after: %d\r\n" % answer.retry_after_s if answer.retry_after_s else b""
+        retry: bytes = getattr(error, "extra", b"")
+        if answer.retry_after_s:
+            retry += b"retry-after: %d\r\n" % answer.retry_after_s
         if isinstance(error, WrongMethod):
             retry += b"allow: %b\r\n" % error.allowed.encode()
         head = self._head_bytes(answer.status, b"application/json", b"content-length: %d\r\n" % len(body), retry)
@@ -281,6 +324,12 @@ def _fill(request: Request, incoming: Incoming) -> None:
     request.context_tokens = asked.context_tokens
     request.has_load_options = asked.has_load_options
     request.loads_only = asked.loads_only
+    request.is_deterministic = asked.is_deterministic
+    caller, wishes = incoming.caller, incoming.wishes
+    request.priority = caller.priority
+    request.allowance = caller.allowance
+    if wishes is not None:
+        wishes.apply(request, may_rise=caller.is_admin)
 
 
 def _for_the_log(error: SutazaiError) -> str:

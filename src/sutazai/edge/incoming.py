@@ -10,6 +10,7 @@ from __future__ import annotations
 from sutazai.core.errors import BadRequest, SutazaiError
 from sutazai.core.request import Dialect, Endpoint
 from sutazai.edge.auth import ANONYMOUS, Caller
+from sutazai.edge.wishes import Wishes
 
 ENDPOINTS = {endpoint.path.encode(): endpoint for endpoint in Endpoint}
 PLAIN = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
@@ -52,6 +53,7 @@ class Incoming:
         "path",
         "query",
         "target",
+        "wishes",
     )
 
     def __init__(self) -> None:
@@ -64,6 +66,7 @@ class Incoming:
         self.keep_alive = True
         self.endpoint: Endpoint | None = None
         self.caller: Caller = ANONYMOUS
+        self.wishes: Wishes | None = None
         self.error: tuple[SutazaiError, int | None] | None = None
         """What is wrong with it, and the status where the error's own is not meant."""
 

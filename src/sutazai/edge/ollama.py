@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import msgspec
 from starlette.requests import Request as HttpRequest
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from sutazai.core.errors import BadRequest, NodeTimeout, NoHealthyNode, UnknownModel
 from sutazai.core.node import Health, LoadedModel, ModelInfo, NodeState
-from sutazai.edge.pool import Pool, for_admins
+from sutazai.edge.audited import Record, audited, audited_records
+from sutazai.edge.freshness import private_reply
+from sutazai.edge.pool import Pool, for_admins, for_inference
 from sutazai.edge.replies import Address, body_as, json_lines, json_reply
 from sutazai.policy.nearest import nearest
+from sutazai.ports.audit import Action
 
 COMPATIBLE_VERSION = "0.12.0"
 """The Ollama whose API this is, told where no Ollama node tells its own; clients switch features by it."""
@@ -56,11 +61,13 @@ def routes(pool: Pool) -> list[Address]:
     """Everything below `/api` but inference."""
     fleet = pool.fleet
 
-    async def tags(_: HttpRequest) -> Response:
+    async def tags(http: HttpRequest) -> Response:
+        for_inference(http)
         listed = fleet.listed_models()
-        return json_reply({"models": [_tag(listed[name][0].models[name]) for name in sorted(listed)]})
+        return private_reply(http, {"models": [_tag(listed[name][0].models[name]) for name in sorted(listed)]})
 
-    async def running(_: HttpRequest) -> Response:
+    async def running(http: HttpRequest) -> Response:
+        for_inference(http)
         return json_reply({"models": [_running(state, entry) for state, entry in _loaded(fleet.states())]})
 
     async def version(_: HttpRequest) -> Response:
@@ -68,6 +75,7 @@ def routes(pool: Pool) -> list[Address]:
         return json_reply({"version": min(versions, key=_version_key, default=COMPATIBLE_VERSION)})
 
     async def show(http: HttpRequest) -> Response:
+        for_inference(http)
         model = (await body_as(http, _NAME)).required()
         candidates = fleet.candidates(model)
         if not candidates:
@@ -85,31 +93,32 @@ def routes(pool: Pool) -> list[Address]:
     async def pull(http: HttpRequest) -> Response:
         for_admins(http)
         asked = await body_as(http, _PULL)
-        progress = pool.keeping.pull(asked.required(), insecure=asked.insecure)
+        model = asked.required()
+        pulling = pool.keeping.pull(model, insecure=asked.insecure)
+        progress = audited_records(pool.audit, http, Action.MODEL_PULLED, model, pulling)
         if asked.stream is not False:
             first = await anext(progress)  # a pull that cannot begin is an error, not a stream
             return json_lines(_with_first(first, progress))
-        last: dict[str, object] = {}
+        last: Record = {}
         async for record in progress:
             last = record
         return json_reply(last, status=502 if "error" in last else 200)
 
     async def delete(http: HttpRequest) -> Response:
         for_admins(http)
-        await pool.keeping.delete((await body_as(http, _NAME)).required())
+        model = (await body_as(http, _NAME)).required()
+        async with audited(pool.audit, http, Action.MODEL_DELETED, model):
+            await pool.keeping.delete(model)
         return Response(status_code=200)
 
     async def copy(http: HttpRequest) -> Response:
         for_admins(http)
         asked = await body_as(http, _COPY)
-        await pool.keeping.copy(asked.source, asked.destination)
+        async with audited(pool.audit, http, Action.MODEL_COPIED, asked.source, destination=asked.destination):
+            await pool.keeping.copy(asked.source, asked.destination)
         return Response(status_code=200)
 
-    async def root(_: HttpRequest) -> Response:
-        return PlainTextResponse("Ollama is running, behind SutazAI\n")
-
     return [
-        Address("/", root),
         Address("/api/tags", tags),
         Address("/api/ps", running),
         Address("/api/version", version),
@@ -120,10 +129,11 @@ def routes(pool: Pool) -> list[Address]:
     ]
 
 
-async def _with_first(first: dict[str, object], rest: object):  # type: ignore[no-untyped-def]
-    yield first
-    async for record in rest:  # type: ignore[attr-defined]
-        yield record
+async def _with_first(first: Record, rest: AsyncGenerator[Record, None]) -> AsyncIterator[Record]:
+    async with aclosing(rest):
+        yield first
+        async for record in rest:
+            yield record
 
 
 def _tag(info: ModelInfo) -> dict[str, object]:

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from sutazai.core.errors import UnknownModel
 from sutazai.core.node import NodeState
-from sutazai.edge.pool import Pool
+from sutazai.edge.freshness import private_reply
+from sutazai.edge.pool import Pool, for_inference
 from sutazai.edge.replies import Address, json_reply
 from sutazai.policy.nearest import nearest
 
@@ -18,12 +19,18 @@ from sutazai.policy.nearest import nearest
 def routes(pool: Pool) -> list[Address]:
     """`/v1/models` and one of them."""
 
-    async def models(_: HttpRequest) -> Response:
+    async def models(http: HttpRequest) -> Response:
+        for_inference(http)
         listed = pool.fleet.listed_models()
-        return json_reply({"object": "list", "data": [_model(name, listed[name][0]) for name in sorted(listed)]})
+        data = [_model(name, listed[name][0]) for name in sorted(listed)]
+        choice = pool.choice()
+        return private_reply(http, {"object": "list", "data": [*([_chosen(choice)] if choice else []), *data]})
 
     async def model(http: HttpRequest) -> Response:
+        for_inference(http)
         name = http.path_params["name"]
+        if name == pool.choice():
+            return json_reply(_chosen(name))
         candidates = pool.fleet.candidates(name)
         if not candidates:
             raise UnknownModel(name, nearest(name, pool.fleet.models()))
@@ -36,6 +43,11 @@ def _model(name: str, state: NodeState) -> dict[str, object]:
     info = state.models.get(name) or state.models.get(f"{name}:latest")
     modified_at = info.modified_at if info is not None else ""
     return {"id": name, "object": "model", "created": _unix_s(modified_at), "owned_by": "sutazai"}
+
+
+def _chosen(name: str) -> dict[str, object]:
+    """The name under which a model is chosen by what is asked."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sutazai"}
 
 
 def _unix_s(rfc3339: str) -> int:

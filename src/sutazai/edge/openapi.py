@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from sutazai import __version__
 from sutazai.core.request import Dialect, Endpoint
-from sutazai.edge.replies import Address, json_reply
+from sutazai.edge.freshness import public_reply
+from sutazai.edge.replies import Address
 
 Schema = dict[str, Any]
 
@@ -47,6 +49,56 @@ USAGE: Schema = {"type": "object", "required": ["prompt_tokens"]}
 def _body(required: list[str], **properties: Schema) -> Schema:
     return {"type": "object", "required": required, "properties": properties}
 
+
+LABEL: Schema = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[a-z0-9-]+$"}
+WORD: Schema = {"type": ["string", "null"]}
+COUNT: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**53}
+PRIORITY: Schema = {"enum": ["high", "normal", "low"]}
+LIMITS: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "requests_per_minute": COUNT,
+        "tokens_per_minute": COUNT,
+        "bytes_per_minute": COUNT,
+        "concurrent_requests": COUNT,
+        "tokens_per_month": COUNT,
+        "money_per_month": {"type": ["number", "null"], "minimum": 0, "maximum": 2**53},
+        "burst_s": {"type": "number", "minimum": 0.1, "maximum": 3600},
+    },
+}
+TENANT_BODY: Schema = _body(
+    [], weight={"type": "number", "exclusiveMinimum": 0, "maximum": 1000}, priority=PRIORITY, limits=LIMITS
+)
+KEY_BODY: Schema = _body(
+    ["name"],
+    name=LABEL,
+    tenant=LABEL,
+    role={"enum": ["user", "admin"]},
+    scopes={"anyOf": [{"type": "null"}, {"type": "array", "items": {"enum": ["inference", "tasks", "admin"]}}]},
+    priority={"enum": ["high", "normal", "low", None]},
+    limits=LIMITS,
+)
+SESSION_BODY: Schema = _body(
+    ["model"],
+    model=MODEL,
+    system={"type": ["string", "null"], "pattern": "^[^\\x00]*$"},
+    metadata={
+        "type": ["object", "null"],
+        "maxProperties": 16,
+        "propertyNames": LABEL,
+        "additionalProperties": {"type": "string", "maxLength": 512, "pattern": "^[^\\x00]*$"},
+    },
+    ttl_s={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 86_400},
+)
+SESSION: Schema = _body(
+    ["id", "object", "model", "system", "metadata", "ttl_s", "created_at", "expires_at", "turns", "messages"],
+    metadata={"type": "object"},
+)
+FORGET_BODY: Schema = _body([], tenant=WORD, model=WORD, tag=WORD, fingerprint=WORD)
+TENANT: Schema = _body(["name", "weight", "priority", "limits", "is_defined"], limits={"type": "object"})
+KEY: Schema = _body(["id", "name", "tenant", "role", "scopes", "priority", "limits"], scopes={"type": "array"})
+NEW_KEY: Schema = KEY | {"required": [*KEY["required"], "key"]}
 
 REQUESTS: dict[Endpoint, Schema] = {
     Endpoint.OPENAI_CHAT: _body(
@@ -86,10 +138,10 @@ ANSWERS: dict[Endpoint, Schema] = {
 
 def routes() -> list[Address]:
     """The description of everything."""
-    described = document()
+    described = msgspec.json.encode(document())
 
-    async def openapi(_: HttpRequest) -> Response:
-        return json_reply(described)
+    async def openapi(http: HttpRequest) -> Response:
+        return public_reply(http, described, "application/json")
 
     return [Address("/openapi.json", openapi)]
 
@@ -97,7 +149,7 @@ def routes() -> list[Address]:
 def document() -> Schema:
     """OpenAPI 3.1."""
     paths: Schema = {endpoint.path: {"post": _inference(endpoint)} for endpoint in Endpoint}
-    paths |= _openai_paths() | _ollama_paths() | _other_paths()
+    paths |= _openai_paths() | _ollama_paths() | _other_paths() | _admin_paths() | _session_paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -170,8 +222,6 @@ def _ollama_paths() -> Schema:
 
 
 def _other_paths() -> Schema:
-    cancel = _get("cancel", ANYTHING)
-    cancel["parameters"] = [_in_path("request_id")]
     ready = _get("readyz", ANYTHING)
     ready["responses"]["503"] = ready["responses"]["200"]
     metrics = _get("metrics", ANYTHING)
@@ -180,11 +230,100 @@ def _other_paths() -> Schema:
         "/healthz": {"get": _get("healthz", ANYTHING)},
         "/readyz": {"get": ready},
         "/metrics": {"get": metrics},
-        "/admin/nodes": {"get": _get("nodes", _body(["nodes"], nodes={"type": "array"}))},
-        "/admin/requests": {"get": _get("requests", _body(["requests"], requests={"type": "array"}))},
-        "/admin/requests/{request_id}": {"delete": cancel},
         "/openapi.json": {"get": _get("openapi", ANYTHING)},
+        "/": {"get": _files("start", "text/html", "text/plain")},
+        "/assets/{name}": {"get": _at("name", _files("asset", "text/css", "image/svg+xml"))},
     }
+
+
+def _created(name: str, answer: Schema, body: Schema) -> Schema:
+    operation = _get(name, answer) | {"requestBody": _json_body(body)}
+    operation["responses"]["201"] = operation["responses"].pop("200")
+    return operation
+
+
+def _files(name: str, *media_types: str) -> Schema:
+    operation = _get(name, ANYTHING)
+    operation["responses"]["200"]["content"] = {kind: {"schema": {"type": "string"}} for kind in media_types}
+    return operation
+
+
+def _session_paths() -> Schema:
+    listed = _get("sessions", _body(["object", "data", "has_more"], data={"type": "array", "items": SESSION}))
+    listed["parameters"] = [
+        _in_query("limit", {"type": "integer", "minimum": 1, "maximum": 100}),
+        _in_query("after", {"type": "string"}),
+    ]
+    said = _get("session_messages", _body(["object", "data"], data={"type": "array"}))
+    one = "/v1/sessions/{session_id}"
+    return {
+        "/v1/sessions": {"get": listed, "post": _created("create_session", SESSION, SESSION_BODY)},
+        one: {
+            "get": _at("session_id", _get("session", SESSION)),
+            "delete": _at("session_id", _get("delete_session", _body(["id", "deleted"], deleted={"const": True}))),
+        },
+        f"{one}/messages": {"get": _at("session_id", said)},
+        f"{one}/chat/completions": {"post": _at("session_id", _turn())},
+    }
+
+
+def _turn() -> Schema:
+    operation = _inference(Endpoint.OPENAI_CHAT)
+    asked = REQUESTS[Endpoint.OPENAI_CHAT]
+    return operation | {"operationId": "turn", "requestBody": _json_body(asked | {"required": ["messages"]})}
+
+
+def _admin_paths() -> Schema:
+    return _admin_views() | {
+        "/admin/requests/{request_id}": {"delete": _at("request_id", _admin("cancel", ANYTHING))},
+        "/admin/keys": {"get": _listed("keys"), "post": _admin("create_key", NEW_KEY, KEY_BODY, status="201")},
+        "/admin/keys/{key_id}": {"delete": _at("key_id", _admin("revoke_key", KEY))},
+        "/admin/tenants": {"get": _listed("tenants")},
+        "/admin/tenants/{name}": {
+            "get": _at("name", _admin("tenant", TENANT)),
+            "put": _at("name", _admin("set_tenant", TENANT, TENANT_BODY)),
+            "delete": _at("name", _admin("delete_tenant", TENANT)),
+        },
+        "/admin/cache/forget": {
+            "post": _admin("forget", _body(["forgotten"], forgotten={"type": "integer"}), FORGET_BODY)
+        },
+    }
+
+
+def _admin_views() -> Schema:
+    audit = _listed("entries")
+    audit["operationId"] = "audit"
+    audit["parameters"] = [
+        _in_query("limit", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        _in_query("before", {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}),
+    ]
+    usage = _listed("usage")
+    usage["parameters"] = [_in_query("since", {"type": "string", "format": "date-time"})]
+    return {
+        "/admin/nodes": {"get": _listed("nodes")},
+        "/admin/breakers": {"get": _listed("breakers")},
+        "/admin/requests": {"get": _listed("requests")},
+        "/admin/audit": {"get": audit},
+        "/admin/usage": {"get": usage},
+    }
+
+
+def _listed(name: str) -> Schema:
+    return _admin(name, _body([name], **{name: {"type": "array"}}))
+
+
+def _admin(name: str, answer: Schema, body: Schema | None = None, *, status: str = "200") -> Schema:
+    operation = _get(name, answer)
+    operation["tags"] = ["admin"]
+    if body is not None:
+        operation["requestBody"] = _json_body(body)
+    if status != "200":
+        operation["responses"][status] = operation["responses"].pop("200")
+    return operation
+
+
+def _at(name: str, operation: Schema) -> Schema:
+    return operation | {"parameters": [_in_path(name)]}
 
 
 def _get(name: str, answer: Schema, dialect: Dialect = Dialect.OPENAI) -> Schema:
@@ -218,6 +357,10 @@ def _json_body(schema: Schema) -> Schema:
 
 def _in_path(name: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _in_query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "schema": schema}
 
 
 def _error(dialect: Dialect) -> Schema:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
 
-from sutazai.core.errors import Forbidden
-from sutazai.core.identity import Role
+from sutazai.core.identity import Scope
+from sutazai.core.request import Place
 from sutazai.edge.auth import Caller
 from sutazai.edge.exchange import Exchange
 from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.keeping import Keeping
 from sutazai.gateway.routed import Routed
+from sutazai.gateway.sessions import Sessions
+from sutazai.ports.audit import AuditLog
+from sutazai.ports.cache import Forgotten
+from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.tenants import TenantStore
 from sutazai.telemetry.metrics import Metrics
 
 
@@ -28,6 +33,19 @@ class Pool:
     in_flight: Callable[[], dict[str, Exchange]]
     is_ready: Callable[[], tuple[bool, str]]
     """Whether to send requests here, and in a word why not."""
+    place_of: Callable[[str], Place | None]
+    """Where a request, by its id, stands in line."""
+    keys: KeyStore
+    tenants: TenantStore
+    usage: UsageStore
+    audit: AuditLog
+    forget: Callable[[Forgotten], Awaitable[int]]
+    """Forget answers here and in every other gateway; how many, where that can be told."""
+    choice: Callable[[], str]
+    """What clients call the model that is chosen for them; empty where none could be."""
+    sessions: Sessions
+    keep_alive_s: Callable[[], float]
+    """How often a stream without a token gets a sign of life, as of now."""
 
 
 def caller_of(http: HttpRequest) -> Caller:
@@ -36,7 +54,11 @@ def caller_of(http: HttpRequest) -> Caller:
     return caller
 
 
+def for_inference(http: HttpRequest) -> None:
+    """Raises `Forbidden` for keys that may not ask models for anything."""
+    caller_of(http).needs(Scope.INFERENCE)
+
+
 def for_admins(http: HttpRequest) -> None:
-    """Raises `Forbidden` for keys that may only ask for inference."""
-    if caller_of(http).role is not Role.ADMIN:
-        raise Forbidden("This needs an admin key. `sutazai keys create NAME --admin` makes one.")
+    """Raises `Forbidden` for keys that do not administrate the gateway."""
+    caller_of(http).needs_admin()

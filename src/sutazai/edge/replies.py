@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from sutazai.core.errors import WrongMethod
 from sutazai.dialects.complaints import decoded
 
 T = TypeVar("T")
+Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
 def json_reply(value: object, *, status: int = 200) -> Response:
@@ -45,3 +46,12 @@ class Address(Route):
             allowed = ", ".join(sorted(self.methods))
             raise WrongMethod(f"{scope['method']} is not answered at {self.path}; {allowed} is.", allowed=allowed)
         await self.app(scope, receive, send)
+
+
+def resource(path: str, **by_method: Handler) -> Address:
+    """One address that answers each of these methods in its own way; HEAD where it answers GET."""
+
+    async def answer(http: HttpRequest) -> Response:
+        return await by_method["GET" if http.method == "HEAD" else http.method](http)
+
+    return Address(path, answer, methods=list(by_method))

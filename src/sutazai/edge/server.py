@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from sutazai.core.errors import SutazaiError
+from sutazai.core.request import Place
 from sutazai.edge.asgi import AsgiCycle
 from sutazai.edge.auth import Gatekeeper
+from sutazai.edge.compress import Compressor
 from sutazai.edge.connection import ClientConnection
 from sutazai.edge.exchange import Exchange
 from sutazai.edge.heads import Heads
@@ -36,8 +38,9 @@ log = structlog.get_logger("sutazai.edge")
 SWEEP_S = 0.25
 SEND_BUFFER_BYTES = 256 * 1024
 """What the kernel holds for a client that does not read; left to itself it takes megabytes for each."""
-OPEN_TO_ALL = frozenset({b"/healthz", b"/readyz"})
-"""Probes of load balancers carry no key and an address as `Host`."""
+OPEN_TO_ALL = frozenset({b"/healthz", b"/readyz", b"/", b"/openapi.json"})
+"""Probes of load balancers carry no key and an address as `Host`; the others are the same for everybody."""
+OPEN_FOLDER = b"/assets/"
 
 
 class Server:
@@ -52,6 +55,7 @@ class Server:
         accounts: Accounts,
         limits: Limits,
         keep_alive_s: Callable[[], float],
+        place_of: Callable[[str], Place | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -60,14 +64,17 @@ class Server:
         Args:
             app: answers everything but inference.
             keep_alive_s: how often a stream without a token gets a sign of life, as of now.
+            place_of: where a request, by its id, stands in line; None for one that does not wait.
         """
         self.answers = answers
         self.app = app
         self.gatekeeper = gatekeeper
         self.accounts = accounts
+        self.place_of = place_of
         self.limits = limits
         self.clock = clock
         self.heads = Heads()
+        self.compressor = Compressor(from_bytes=limits.compress_from_bytes)
         self.loop = asyncio.get_running_loop()
         self.in_flight: dict[str, Exchange] = {}
         self.buffered_bytes = 0
@@ -170,7 +177,7 @@ class Server:
 
     def is_open_to_all(self, path: bytes) -> bool:
         """Whether this address needs neither key nor a known host name."""
-        return path in OPEN_TO_ALL
+        return path in OPEN_TO_ALL or path.startswith(OPEN_FOLDER)
 
     def begin_asgi(self, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
         """Answer anything but inference."""
@@ -196,5 +203,6 @@ class Server:
             return b""
         return (
             b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: "
-            b"x-request-id, x-sutazai-node, x-sutazai-reason\r\n" % origin
+            b"x-request-id, x-sutazai-node, x-sutazai-reason, x-sutazai-cache, x-sutazai-queue-position, "
+            b"x-sutazai-queue-eta-seconds, retry-after\r\n" % origin
         )

@@ -7,12 +7,13 @@ Only nodes that keep models themselves (Ollama) take part; others serve what the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
 from sutazai.core.errors import BadRequest, NodeRejected, NodeTimeout, NoHealthyNode, SutazaiError, UnknownModel
 from sutazai.core.node import Health, NodeKind
+from sutazai.gateway.experience import LATEST
 from sutazai.gateway.fleet import Fleet
 from sutazai.policy.nearest import nearest
 from sutazai.ports.nodes import ModelKeeper
@@ -52,12 +53,25 @@ class Progress:
 class Keeping:
     """Model keeping for the whole pool."""
 
-    def __init__(self, fleet: Fleet, *, look_again: Callable[[], Awaitable[None]]) -> None:
-        """Make it; `look_again` probes the nodes, so that what was fetched can be asked for at once."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        look_again: Callable[[], Awaitable[None]],
+        forget: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """
+        Make it.
+
+        Args:
+            look_again: probes the nodes, so that what was fetched can be asked for at once.
+            forget: drops kept answers of a model by that name, which may be another model now.
+        """
         self._fleet = fleet
         self._look_again = look_again
+        self._forget = forget
 
-    async def pull(self, model: str, *, insecure: bool) -> AsyncIterator[dict[str, Any]]:
+    async def pull(self, model: str, *, insecure: bool) -> AsyncGenerator[dict[str, Any], None]:
         """
         Fetch a model on every node at once; yields merged progress, at the end `success` or an `error`.
 
@@ -100,7 +114,7 @@ class Keeping:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await self._look_again()
+        await self._changed(model)
         if failed:
             yield {"error": _failures(failed), "nodes": failed}
         else:
@@ -108,13 +122,15 @@ class Keeping:
 
     async def delete(self, model: str) -> list[str]:
         """Remove a model from every node that has it; returns those nodes. Raises `UnknownModel`."""
-        return await self._everywhere(model, lambda keeper: keeper.delete(model))
+        return await self._everywhere(model, lambda keeper: keeper.delete(model), changes=model)
 
     async def copy(self, source: str, destination: str) -> list[str]:
         """Give a model a second name wherever it is; returns those nodes. Raises `UnknownModel`."""
-        return await self._everywhere(source, lambda keeper: keeper.copy(source, destination))
+        return await self._everywhere(source, lambda keeper: keeper.copy(source, destination), changes=destination)
 
-    async def _everywhere(self, model: str, act: Callable[[ModelKeeper], Awaitable[None]]) -> list[str]:
+    async def _everywhere(
+        self, model: str, act: Callable[[ModelKeeper], Awaitable[None]], *, changes: str
+    ) -> list[str]:
         having = {state.node.name for state in self._fleet.candidates(model)}
         keepers = {name: keeper for name, keeper in self._keepers().items() if name in having}
         if not keepers:
@@ -133,10 +149,17 @@ class Keeping:
             for node, result in zip(keepers, results, strict=True)
             if isinstance(result, BaseException)
         }
-        await self._look_again()
+        await self._changed(changes)
         if failed:
             raise NodeRejected(_failures(failed), node=next(iter(failed)), status=502)
         return list(keepers)
+
+    async def _changed(self, model: str) -> None:
+        """The name may stand for something else now."""
+        await self._look_again()
+        short = model.removesuffix(LATEST)
+        for name in (short, short + LATEST):
+            await self._forget(name)
 
     def _keepers(self) -> dict[str, ModelKeeper]:
         ollama = [state for state in self._fleet.states() if state.node.kind is NodeKind.OLLAMA]

@@ -164,7 +164,7 @@ class Membership:
             if present is None or not _is_same_server(present, entry):
                 self._leave(name)
             elif present != entry:
-                self.fleet.amend(name, present.node)
+                self.fleet.amend(name, present.node, slots=_slots(present.node))
                 self._members[name] = (present, task)
         for name, entry in wanted.items():
             if name not in self._members:
@@ -210,7 +210,7 @@ class Membership:
     def _join(self, entry: Wanted) -> None:
         node = entry.node
         client = self._connect(node, entry.api_key)
-        state = self.fleet.add(node, client, slots=node.slots or DEFAULT_SLOTS[node.kind])
+        state = self.fleet.add(node, client, slots=_slots(node))
         assert self._group is not None, "membership runs"  # noqa: S101 - says so to the type checker
         task = self._group.create_task(self._probe_on(state, client), name=f"probe {node.name}")
         self._members[node.name] = (entry, task)
@@ -248,6 +248,11 @@ class Membership:
             self.fleet.reported(state, report)
 
 
+def _slots(node: Node) -> int:
+    """What is known of its slots before it was asked."""
+    return node.slots or DEFAULT_SLOTS[node.kind]
+
+
 async def _depart(state: NodeState, client: NodeClient) -> None:
     """Close a node's connections once it has finished what it works on."""
     try:
@@ -262,9 +267,8 @@ async def _depart(state: NodeState, client: NodeClient) -> None:
 
 def _is_same_server(one: Wanted, other: Wanted) -> bool:
     """Whether only what we make of it differs: such a node keeps its connections and requests."""
-    return replace(one.node, slots=None, models=()) == replace(other.node, slots=None, models=()) and (
-        one.api_key == other.api_key
-    )
+    nodes = (replace(entry.node, slots=None, is_adaptive=False, models=()) for entry in (one, other))
+    return next(nodes) == next(nodes) and one.api_key == other.api_key
 
 
 def _at_address(name: DnsName, address: str) -> Wanted:

@@ -1,8 +1,9 @@
 """
-The innermost stage: choose a node, hand the request on, try another while nothing was said to the client.
+Requests on their way to a node and back: attempts, retries, and the time limits of what was sent.
 
-One `Run` for each request is the call that the client side holds and the reply that the node talks to. A request that
-finds every slot taken waits in line, in order of arrival; a slot that frees serves the first in line that it can.
+One `Run` for each request is the call that the client side holds and the reply that the node talks to. Who finds every
+slot taken waits outside, in `gateway.admitted`; here wait only those that were sent once already and have to go to
+another node. They go first.
 
 No timer is set for a request: `sweep`, four times a second, looks at all of them.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,6 @@ from typing import Protocol
 import structlog
 
 from sutazai.core.errors import (
-    Cancelled,
     NodeFault,
     NodeTimeout,
     NoHealthyNode,
@@ -29,16 +28,18 @@ from sutazai.core.errors import (
 )
 from sutazai.core.node import Health, NodeState
 from sutazai.core.request import Head, Request, Usage
-from sutazai.gateway.fleet import Fleet, Lease
+from sutazai.gateway.experience import Lease
+from sutazai.gateway.fleet import Fleet
 from sutazai.policy.health import Outcome, outcome_of
 from sutazai.policy.nearest import nearest
 from sutazai.policy.retry import RetryBudget, RetryRules, is_retryable, pause_s
-from sutazai.policy.routing import is_warm, pick
 from sutazai.ports.inference import Call, Reply
 
 log = structlog.get_logger("sutazai.routed")
 
 SWEEP_S = 0.25
+MOST_RETRIES_WAITING = 1024
+"""Further ones are not tried again. The retry budget lets so many come together only in a pool that is ill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,14 @@ class Patience:
     idle_s: float
     total_s: float
     max_wait_s: float
-    max_waiting: int
-    """A count: requests in line."""
+    """For a slot, where it must be tried again."""
 
 
 class Stage(enum.Enum):
     """Where a request stands."""
 
     WAITING = "waiting"
-    """In line for a slot."""
+    """For a slot, to be tried again."""
     PAUSING = "pausing"
     """Between two attempts."""
     SENT = "sent"
@@ -78,7 +78,7 @@ class Timer(Protocol):
 
 
 class Routed:
-    """Answers requests from the fleet."""
+    """Sends requests to the nodes of the fleet."""
 
     def __init__(
         self,
@@ -107,20 +107,45 @@ class Routed:
         self.budget = RetryBudget(retry)
         self.runs: dict[Run, None] = {}
         """Requests that have not ended, oldest first."""
-        self._line: deque[Run] = deque()
+        self._line: dict[Run, None] = {}
+        """Those of them that wait to be tried again, in the order in which they began to."""
         self._begun = 0
         self._serving_line = False
         self._room_again = False
-        fleet.listen(on_room=self.serve_line)
+        self._on_room: Callable[[], None] = _nothing
+        self._on_end: Callable[[Run, Usage | None], None] = _nothing_ended
+        fleet.listen(on_room=self.serve)
 
-    def start(self, request: Request, reply: Reply) -> Call:
+    def listen(self, *, on_room: Callable[[], None], on_end: Callable[[Run, Usage | None], None]) -> None:
+        """Hear of room that no retry took, and of each request that ended, before its slot is given away again."""
+        self._on_room = on_room
+        self._on_end = on_end
+
+    def try_start(self, request: Request, reply: Reply) -> Call | None:
+        """
+        Send a request that just arrived; failures go to `reply.fail`.
+
+        Returns:
+            None when no node has room for it now and one may have later; nothing was told to the reply then.
+        """
+        now = request.arrived_at
+        state = self.fleet.choose(request, (), now)
+        if state is not None:
+            run = self.enter(request, reply)
+            run.send(state, now)
+            return run
+        refusal = self.refusal(request.model)
+        if refusal is None:
+            return None
+        run = self.enter(request, reply)
+        run.fail(refusal)
+        return run
+
+    def enter(self, request: Request, reply: Reply) -> Run:
+        """A run that its caller sends at once."""
         run = Run(self, request, reply)
         self.runs[run] = None
         self._begun += 1
-        if self._line and self._is_waited_for(request.model):
-            self._wait(run)
-        else:
-            run.advance(request.arrived_at)
         return run
 
     def adopt(self, *, patience: Patience, retry: RetryRules) -> None:
@@ -128,34 +153,33 @@ class Routed:
         self.patience = patience
         self.retry = retry
         self.budget = RetryBudget(retry)
-        self.serve_line()  # nodes may be given more at once now
+        self.serve()  # nodes may be given more at once now
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """Requests that wait to be tried again."""
         return len(self._line)
 
-    def position(self, run: Run) -> int:
-        """Place in line, from 1; 0 for one that is not in line."""
-        return self._line.index(run) + 1 if run.stage is Stage.WAITING else 0
-
-    def choose(self, run: Run, now: float) -> NodeState | None:
-        """The node for the next attempt; None where none has room."""
-        fleet, model = self.fleet, run.request.model
-        return pick(fleet.candidates(model), model, now=now, rules=fleet.rules, random=self.random, tried=run.tried)
-
     def hold(self, run: Run) -> None:
-        """No node has room: let the request wait, or fail it where that is of no use."""
-        refusal = self._refusal(run.request.model)
-        if refusal is None:
-            self._wait(run)
-        else:
+        """No node has room: let the request wait for the next attempt, or fail it where that is of no use."""
+        refusal = self.refusal(run.request.model)
+        if refusal is None and len(self._line) >= MOST_RETRIES_WAITING:
+            refusal = Overloaded("Too many requests wait to be tried again; come back later.", retry_after_s=5)
+        if refusal is not None:
             run.fail(refusal)
-
-    def serve_line(self) -> None:
-        """Hand waiting requests, oldest first, to whatever has room for them."""
-        if not self._line:
             return
+        run.stage = Stage.WAITING
+        run.since = self.fleet.clock()
+        self._line[run] = None
+        self._room_again = True  # where the line is being served, this one is to be looked at too
+
+    def serve(self) -> None:
+        """Hand those who wait, retries first, to whatever has room for them."""
+        if self._line:
+            self._serve_line()
+        self._on_room()
+
+    def _serve_line(self) -> None:
         self._room_again = True
         if self._serving_line:
             return  # an attempt that fails at once frees its slot and calls this again: one more turn below
@@ -163,32 +187,22 @@ class Routed:
         try:
             while self._line and self._room_again:
                 self._room_again = False
-                self._serve_once()
+                for run in list(self._line):
+                    if run.stage is Stage.WAITING:
+                        self._try(run)
         finally:
             self._serving_line = False
 
-    def _serve_once(self) -> None:
-        full: set[str] = set()
-        for run in list(self._line):
-            if run.request.model in full or run.stage is not Stage.WAITING or self._try(run):
-                continue
-            if not run.tried:  # others may still go where this one has been
-                full.add(run.request.model)
-
-    def _try(self, run: Run) -> bool:
-        """Serve one waiting request; False when nothing has room for its model."""
+    def _try(self, run: Run) -> None:
         now = self.fleet.clock()
-        state = self.choose(run, now)
+        state = self.fleet.choose(run.request, run.tried, now)
         if state is not None:
-            self._line.remove(run)
+            del self._line[run]
             run.send(state, now)
-            return True
-        refusal = self._refusal(run.request.model)
-        if refusal is not None:
+        elif (refusal := self.refusal(run.request.model)) is not None:
             run.fail(refusal)
-        return refusal is not None
 
-    def _refusal(self, model: str) -> SutazaiError | None:
+    def refusal(self, model: str) -> SutazaiError | None:
         """Why it is no use to wait for a node with this model; None where one is up."""
         candidates = self.fleet.candidates(model)
         if not candidates:
@@ -199,23 +213,13 @@ class Routed:
             return _all_down(model, candidates)
         return None
 
-    def _wait(self, run: Run) -> None:
-        if len(self._line) >= self.patience.max_waiting:
-            run.fail(Overloaded(f"{len(self._line)} requests are waiting already; come back later.", retry_after_s=5))
-            return
-        run.stage = Stage.WAITING
-        run.since = self.fleet.clock()
-        self._line.append(run)
-        self._room_again = True  # where the line is being served, this one is to be looked at too
-
-    def _is_waited_for(self, model: str) -> bool:
-        return any(run.request.model == model for run in self._line)
-
-    def leave(self, run: Run) -> None:
+    def leave(self, run: Run, usage: Usage | None) -> None:
         """The run ended. For `Run` alone."""
         self.runs.pop(run, None)
         if run.stage is Stage.WAITING:
-            self._line.remove(run)
+            del self._line[run]
+        if run.attempts:
+            self._on_end(run, usage)
 
     def sweep(self) -> None:
         """Enforce the time limits."""
@@ -224,7 +228,7 @@ class Routed:
         self._begun = 0
         for run in list(self.runs):
             run.check(now, self.patience)
-        self.serve_line()  # failures fade with time alone
+        self.serve()  # failures fade with time alone
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -247,6 +251,13 @@ class Run:
     stage = Stage.PAUSING
     chunks = 0
     attempts = 0
+    estimated = 0.0
+    """What its tenant was charged for its input when it was let in, in weighted tokens. Of the stage that asked to
+    hear of its end, as are:"""
+    charged = 0.0
+    """All that its tenant was charged so far."""
+    forgiven = False
+    """Some of that was not counted, because nobody waited then."""
     tried: tuple[NodeState, ...] = ()
 
     def __init__(self, routed: Routed, request: Request, reply: Reply) -> None:
@@ -263,7 +274,7 @@ class Run:
 
     def advance(self, now: float) -> None:
         """Choose a node and send; or wait, or fail."""
-        state = self._routed.choose(self, now)
+        state = self._routed.fleet.choose(self.request, self.tried, now)
         if state is not None:
             self.send(state, now)
         else:
@@ -275,7 +286,7 @@ class Run:
         self.stage = SENT
         self.since = now
         self.attempts += 1
-        lease = self._lease = fleet.lease(state)
+        lease = self._lease = fleet.lease(state, self.request, now)
         call = fleet.client(state.node.name).start(self.request, self)
         if self._lease is not lease:
             call.cancel()  # it is over already; where the client ended it meanwhile, the node does not know yet
@@ -305,10 +316,6 @@ class Run:
         if self._call is not None:
             self._call.resume()
 
-    def end_by_operator(self) -> None:
-        """End the request and tell the client."""
-        self._drop(Outcome.NEITHER, Cancelled("An operator cancelled the request."))
-
     # Reply
 
     def head(self, head: Head) -> None:
@@ -320,9 +327,12 @@ class Run:
         self._reply.head(head)
 
     def chunk(self, data: bytes) -> None:
-        if self._lease is None:
+        lease = self._lease
+        if lease is None:
             return  # ended from the outside within the node's own `start`
         self.since = self._routed.fleet.clock()
+        if not self.chunks:
+            lease.answered(self.since)  # not with the head: vLLM sends that before it has begun
         self.chunks += 1
         self._reply.chunk(data)
 
@@ -331,13 +341,15 @@ class Run:
         if lease is None:
             return
         head.reason = self._reason(lease.state)
+        lease.answered(self._routed.fleet.clock())
+        self._finish(usage)
         self._settle(Outcome.GOOD)
-        self._finish()
         self._reply.whole(head, body, usage)
 
     def end(self, usage: Usage | None) -> None:
-        if self._settle(Outcome.GOOD):
-            self._finish()
+        if self._lease is not None:
+            self._finish(usage)
+            self._settle(Outcome.GOOD)
             self._reply.end(usage)
 
     def fail(self, error: SutazaiError) -> None:
@@ -371,6 +383,10 @@ class Run:
         if now - self.request.arrived_at > patience.total_s:
             message = f"The answer was not complete after {patience.total_s:g} s."
             self._drop(Outcome.NEITHER, NodeTimeout(message, node=self.node))  # a long answer is no fault of the node
+        elif 0.0 < self.request.deadline_at < now:
+            given_s = self.request.deadline_at - self.request.arrived_at
+            message = f"The answer was not complete at the deadline of the request, {given_s:.3g} s after it came."
+            self._drop(Outcome.NEITHER, NodeTimeout(message, node=self.node))
         elif self.stage is Stage.WAITING and silent_s > patience.max_wait_s:
             message = f"No slot became free within {patience.max_wait_s:g} s; come back later."
             self._drop(Outcome.NEITHER, Overloaded(message, retry_after_s=5))
@@ -397,28 +413,34 @@ class Run:
         if self._pausing is not None:
             self._pausing.cancel()
         why = error.message if error is not None else ""
-        self._finish()
+        self._finish(None)
         self._settle(outcome, why)
         if error is not None:
             self._reply.fail(error)
 
-    def _finish(self) -> None:
-        self._routed.leave(self)
+    def _finish(self, usage: Usage | None) -> None:
+        """Count the request as ended; then the lease may end, and with it the slot go to somebody else."""
+        self._routed.leave(self, usage)
         self.stage = DONE
 
-    def _settle(self, outcome: Outcome, why: str = "") -> bool:
-        """End the lease; False where there is none, so the caller is late."""
+    def _settle(self, outcome: Outcome, why: str = "") -> None:
+        """End the lease, where there is one."""
         lease, self._lease = self._lease, None
         self._call = None
-        if lease is None:
-            return False
-        lease.end(outcome, why)
-        return True
+        if lease is not None:
+            lease.end(outcome, why)
 
     def _reason(self, state: NodeState) -> str:
-        warmth = "warm" if is_warm(state, self.request.model) else "cold"
         again = f"; attempt {self.attempts}" if self.attempts > 1 else ""
-        return f"{warmth}, least connections; {state.in_flight} of {state.slots} slots{again}"
+        return self._routed.fleet.why(state, self.request) + again
+
+
+def _nothing() -> None:
+    return
+
+
+def _nothing_ended(_run: Run, _usage: Usage | None) -> None:
+    return
 
 
 def _all_down(model: str, candidates: Sequence[NodeState]) -> NoHealthyNode:

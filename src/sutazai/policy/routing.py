@@ -2,7 +2,10 @@
 Choosing a node: filter, score, pick.
 
 Filter: healthy, staying, has the model (the caller gives only such), and room in its line. Score: warm before cold,
-then the fewest requests relative to slots. Pick: the best, ties by random.
+then the fewest requests relative to slots, less what a node is favoured for. Pick: the best, ties by random.
+
+One load at a time: a node that loads a model takes nothing else that it would have to load, and what wants the model
+that is being loaded waits for it, unless that node would be full by then.
 
 Failures are load. A node that fails fast has few requests in flight and would draw all of them (the black hole of
 least connections), so each failure counts as a request still in flight for a while, and a node that has such ghosts
@@ -12,16 +15,28 @@ for a sound one is better than failing at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sutazai.core.node import Health, NodeState
+from sutazai.policy.breaker import BreakerRules
 
 UP = Health.UP
 FORGET = 0.01
 """A penalty below this is none."""
 GENTLEST_RAMP = 0.1
 """A node that just came back counts with a tenth of its slots."""
+
+
+class Room(enum.IntEnum):
+    """What the pool could do for a model at this moment; more is better."""
+
+    NONE = 0
+    COLD = 1
+    """A node has a free slot, but would have to load the model."""
+    WARM = 2
+    """A node has a free slot and the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +48,11 @@ class RoutingRules:
     slow_start_s: float
     failure_penalty_s: float
     """Time in which a penalty falls to about a third (1/e would be exact for a continuous decay; we halve)."""
+    affinity_weight: float = 0.2
+    """Load that a node may have more than others and still get its conversations."""
+    prefix_weight: float = 0.2
+    """The same for requests that begin with what it was given lately, where all of it is the same."""
+    breaker: BreakerRules = field(default_factory=BreakerRules)
 
 
 def penalty_now(state: NodeState, now: float, rules: RoutingRules) -> float:
@@ -64,7 +84,7 @@ def load(state: NodeState, now: float, rules: RoutingRules) -> float:
     if state.penalty:
         busy += penalty_now(state, now, rules)
     slots = state.slots
-    if now - state.up_since < rules.slow_start_s:
+    if state.up_since > now - rules.slow_start_s:
         return busy / (slots * ramp(state, now, rules))
     return busy / slots
 
@@ -75,8 +95,15 @@ def is_warm(state: NodeState, model: str) -> bool:
 
 
 def has_room(state: NodeState, rules: RoutingRules) -> bool:
-    """Whether one more request may be handed to the node."""
-    return state.health is Health.UP and not state.draining and state.in_flight < state.slots + rules.head_start
+    """Whether one more request may be handed to the node, for a model that it has in memory."""
+    # a node whose limit was found out by how soon it answers gets no head start: that would be found out too
+    beyond = 0 if state.node.is_adaptive else rules.head_start
+    return state.health is UP and not state.draining and state.in_flight < state.slots + beyond
+
+
+def takes(state: NodeState, model: str, rules: RoutingRules) -> bool:
+    """Whether one more request for this model may be handed to the node: it may be busy loading."""
+    return has_room(state, rules) and (not state.loading or is_warm(state, model))
 
 
 def pick(
@@ -87,6 +114,7 @@ def pick(
     rules: RoutingRules,
     random: Callable[[], float],
     tried: Sequence[NodeState] = (),
+    favour: Mapping[str, float] | None = None,
 ) -> NodeState | None:
     """
     The node for one request.
@@ -96,9 +124,10 @@ def pick(
         now: monotonic seconds.
         random: uniform in [0, 1).
         tried: nodes that failed this request already; chosen only when there is no sound one to wait for.
+        favour: load that is taken off, by the name of the node.
 
     Returns:
-        None when no candidate has room, or none but failing ones while a sound one is only full.
+        None when no candidate has room, or none but failing or cold ones while there is a better one to wait for.
     """
     best: NodeState | None = None
     best_tier, best_load = -1, 0.0
@@ -106,24 +135,35 @@ def pick(
     head_start = rules.head_start
     steady_since = now - rules.slow_start_s
     for state in candidates:
-        # what `has_room` and `load` say, written out: this loop runs for every request over every node
-        slots = state.slots
-        if state.in_flight >= slots + head_start or state.health is not UP or state.draining:
+        # what `takes` and `load` say, written out: this loop runs for every request over every node
+        slots, in_flight = state.slots, state.in_flight
+        if (
+            (in_flight >= slots and (in_flight >= slots + head_start or state.node.is_adaptive))
+            or state.health is not UP
+            or state.draining
+            or (state.loading and not is_warm(state, model))
+        ):
             continue
         if tried or state.penalty or state.up_since > steady_since:
             tier, busy = _tier(state, model, now, rules, tried), load(state, now, rules)
         else:
             tier = 0 if state.loaded is None or model in state.loaded else 1
-            busy = (state.in_flight + state.foreign) / slots
+            busy = (in_flight + state.foreign) / slots
+        if favour:
+            busy -= favour.get(state.node.name, 0.0)
         if best is None or tier < best_tier or (tier == best_tier and busy < best_load):
             best, best_tier, best_load, ties = state, tier, busy, 1
         elif tier == best_tier and busy == best_load:
             ties += 1
             if random() * ties < 1.0:
                 best = state
-    if best_tier >= _FULL_OF_GHOSTS and any(_is_sound(state, now, rules, tried) for state in candidates):
-        return None
-    return best
+    if (
+        best is None
+        or best_tier == _WARM
+        or not _is_worth_waiting(best, best_tier, candidates, model, now, rules, tried)
+    ):
+        return best
+    return None
 
 
 _WARM, _COLD_OR_FAILING, _FULL_OF_GHOSTS, _TRIED = range(4)
@@ -137,6 +177,24 @@ def _tier(state: NodeState, model: str, now: float, rules: RoutingRules, tried: 
     if state.in_flight + ghosts >= state.slots + rules.head_start:
         return _FULL_OF_GHOSTS
     return _WARM if ghosts < 1.0 and is_warm(state, model) else _COLD_OR_FAILING
+
+
+def _is_worth_waiting(
+    best: NodeState,
+    tier: int,
+    candidates: Sequence[NodeState],
+    model: str,
+    now: float,
+    rules: RoutingRules,
+    tried: Sequence[NodeState],
+) -> bool:
+    """Whether there is a better node than this failing or cold one, as soon as it has room or has loaded the model."""
+    if tier >= _FULL_OF_GHOSTS:
+        return any(_is_sound(state, now, rules, tried) for state in candidates)
+    return not is_warm(best, model) and any(
+        state.loading == model and state.in_flight < state.slots and _is_sound(state, now, rules, tried)
+        for state in candidates
+    )
 
 
 def _is_sound(state: NodeState, now: float, rules: RoutingRules, tried: Sequence[NodeState]) -> bool:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from sutazai.core.identity import ApiKey, Role
+from sutazai.core.identity import ApiKey, Limits, Role, Scope
+from sutazai.core.request import Priority
+from sutazai.ports.audit import UNNAMED, Actor
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +31,39 @@ class UsageRow:
 
 
 class KeyStore(Protocol):
-    """Keys by hash. Every method raises `StoreUnavailable` within its time limit when the store is away."""
+    """
+    Keys by hash.
 
-    async def create(self, *, name: str, tenant: str, role: Role) -> tuple[ApiKey, str]:
-        """Make a key; the second value is the key itself, told once and never kept."""
+    Every method raises `StoreUnavailable` within its time limit when the store is away. What changes a key writes its
+    audit entry with it: both or neither.
+    """
+
+    async def create(
+        self,
+        *,
+        name: str,
+        tenant: str,
+        role: Role,
+        scopes: frozenset[Scope] | None = None,
+        priority: Priority | None = None,
+        limits: Limits = NO_LIMITS,
+        by: Actor = UNNAMED,
+    ) -> tuple[ApiKey, str]:
+        """
+        Make a key; the second value is the key itself, told once and never kept.
+
+        With no `scopes` it gets all that its role can use. Raises `BadRequest` for what no key can be.
+        """
 
     async def all(self) -> Sequence[ApiKey]:
         """Every key, revoked ones too, oldest first."""
 
-    async def revoke(self, key_id: str) -> ApiKey | None:
+    async def revoke(self, key_id: str, *, by: Actor = UNNAMED) -> ApiKey | None:
         """Revoke by id or by name where the name is unique; None where there is no such live key."""
 
     def changes(self) -> AsyncIterator[None]:
         """
-        Yield whenever any process changed a key.
+        Yield whenever any process changed a key or a tenant.
 
         Also yields once after the store came back from being away. Ends never; raises only on cancellation.
         """

@@ -29,6 +29,7 @@ Mistake = tuple[Spot, str]
 """Where inside the group, and `was ...; give ...`."""
 
 YEAR_S = 31_536_000.0
+MAX_MODEL_CHARACTERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "body_timeout_s": LIMIT_S,
         "keep_alive_s": LIMIT_S,
         "write_timeout_s": LIMIT_S,
+        "compress_from_bytes": Range(0),
         "unready_s": PAUSE_S,
         "drain_s": PAUSE_S,
     },
@@ -74,8 +76,58 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
     model.NodeSettings: {"slots": COUNT},
     model.DnsSource: {"port": PORT, "slots": COUNT},
     model.Discovery: {"refresh_s": Range(0.1, YEAR_S)},
-    model.Routing: {"head_start": Range(0, 1000), "slow_start_s": PAUSE_S, "failure_penalty_s": PAUSE_S},
-    model.Queue: {"max_waiting": Range(0, 1_000_000), "max_wait_s": PAUSE_S},
+    model.Routing: {
+        "head_start": Range(0, 1000),
+        "slow_start_s": PAUSE_S,
+        "failure_penalty_s": PAUSE_S,
+        "affinity_weight": Range(0, 10),
+        "prefix_weight": Range(0, 10),
+    },
+    model.Queue: {
+        "max_waiting": Range(0, 1_000_000),
+        "max_waiting_bytes": Range(0),
+        "max_wait_s": PAUSE_S,
+        "output_weight": Range(0, 1000),
+        "promote_after_s": LIMIT_S,
+        "swap_patience_s": PAUSE_S,
+    },
+    model.ModelSettings: {"price_input": Range(0), "price_output": Range(0)},
+    model.Batching: {"max_requests": Range(1, 1024), "max_wait_s": Range(0, 0.1)},
+    model.Hedging: {"after_quantile": Range(0.5, 1)},
+    model.Cache: {
+        "memory_bytes": Range(0),
+        "memory_ttl_s": LIMIT_S,
+        "chat_ttl_s": LIMIT_S,
+        "embedding_ttl_s": LIMIT_S,
+        "max_answer_bytes": Range(0),
+        "refresh_from_hits": Range(0),
+        "stale_if_error_s": PAUSE_S,
+    },
+    model.Redis: {"timeout_s": LIMIT_S},
+    model.LimitSettings: {
+        "requests_per_minute": Range(0),
+        "tokens_per_minute": Range(0),
+        "bytes_per_minute": Range(0),
+        "concurrent_requests": Range(0),
+        "tokens_per_month": Range(0),
+        "money_per_month": Range(0),
+        "burst_s": Range(0.1, 3600),
+    },
+    model.Sessions: {
+        "ttl_s": LIMIT_S,
+        "max_messages": Range(2, 100_000),
+        "max_bytes": SIZE,
+        "max_per_tenant": COUNT,
+    },
+    model.Breaker: {
+        "window_s": LIMIT_S,
+        "minimum_requests": COUNT,
+        "error_ratio": Range(0, 1),
+        "slow_s": LIMIT_S,
+        "slow_ratio": Range(0, 1),
+        "open_s": LIMIT_S,
+        "max_ejected_ratio": Range(0, 1),
+    },
     model.HealthSettings: {
         "interval_s": Range(0.1, YEAR_S),
         "timeout_s": LIMIT_S,
@@ -114,6 +166,13 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _repeated("dns", [f"{source.name}:{source.port}" for source in group.dns])
         case model.ModelSettings():
             yield from _model(group)
+            yield from _model_names(group, "fallback")
+        case model.Auto():
+            yield from _auto(group)
+        case model.AutoRule(contains=""):
+            yield ("contains",), "was empty, and every question holds that; give a word"
+        case model.Redis():
+            yield from _redis(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -175,7 +234,7 @@ def _is_host(text: str) -> bool:
 def _out_of_range(group: model.Group) -> Iterator[Mistake]:
     for field, limits in RANGES.get(type(group), {}).items():
         value = getattr(group, field)
-        if value is not None and value not in limits:
+        if value is not None and not isinstance(value, str) and value not in limits:
             yield (field,), f"was {value}; give a number {limits}"
 
 
@@ -211,6 +270,17 @@ def _database_url(url: Secret) -> Iterator[Mistake]:
             ("url",),
             "was no PostgreSQL address; give postgresql://user:password@host/name (its value is hidden)",
         )
+
+
+def _redis(redis: model.Redis) -> Iterator[Mistake]:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", redis.prefix):
+        yield ("prefix",), "was not 1 to 64 letters, digits and . _ -; give a plain word"
+    if redis.url is None:
+        return
+    if (wrong := _unusable(redis.url)) is not None:
+        yield ("url",), wrong
+    elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
+        yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
 
 
 def _unusable(secret: Secret) -> str | None:
@@ -253,6 +323,23 @@ def _model(settings: model.ModelSettings) -> Iterator[Mistake]:
             yield ("load_options", option), "was set here; give context_buckets instead"
         elif not math.isfinite(value):
             yield ("load_options", option), f"was {value}; give a finite number"
+
+
+def _auto(auto: model.Auto) -> Iterator[Mistake]:
+    if not auto.name.isprintable():
+        yield ("name",), "held control characters; give a plain name"
+    yield from _model_names(auto, "simple_queries", "complex_analysis", "code_generation")
+
+
+def _model_names(group: model.Group, *fields: str) -> Iterator[Mistake]:
+    """They stand in response headers, and requests cannot name others."""
+    for field in fields:
+        for index, name in enumerate(getattr(group, field)):
+            if not (name.isprintable() and 0 < len(name) <= MAX_MODEL_CHARACTERS):
+                yield (
+                    (field, index),
+                    f"was not a name of 1 to {MAX_MODEL_CHARACTERS} printable characters; give a model's name",
+                )
 
 
 def _whole(settings: model.Settings) -> Iterator[Mistake]:

@@ -61,6 +61,9 @@ class Server(Group, frozen=True):
     write_timeout_s: float = 30.0
     """How long a client may read nothing of an answer before it is cut off."""
 
+    compress_from_bytes: int = 4 * KIB
+    """Complete answers of at least this size are compressed for clients that accept it; streams never are."""
+
     unready_s: float = 0.0
     """On SIGTERM, seconds to answer `/readyz` with 503 and still accept, so that a load balancer looks elsewhere."""
 
@@ -101,9 +104,10 @@ class NodeSettings(Group, frozen=True):
     name: str = ""
     """What replies and metrics call it. Empty: host and port."""
 
-    slots: int | None = None
+    slots: int | Literal["adaptive"] | None = None
     """Requests it works on at once. Left out, llama.cpp is asked, Ollama is taken to have 1 (the default of its
-    `OLLAMA_NUM_PARALLEL`), and others 64."""
+    `OLLAMA_NUM_PARALLEL`), and others 64. `"adaptive"` finds out: more while answers begin as fast as ever, fewer
+    when they begin to wait."""
 
     models: tuple[str, ...] = ()
     """Offer only these models from it. Empty: all."""
@@ -155,6 +159,19 @@ class ModelSettings(Group, frozen=True):
     """Other options that force a reload (`num_gpu`, `num_batch`, `num_thread`, ...), fixed for all; what clients send
     for them is dropped."""
 
+    public: bool = False
+    """Its answers may be shared among tenants, in the cache and while they are made. Only for models that know
+    nothing which one tenant may have and another not."""
+
+    fallback: tuple[str, ...] = ()
+    """Models to ask in its place, in this order, when it is missing, overloaded or broken."""
+
+    price_input: float = 0.0
+    """Money for a million input tokens, in your currency; for budgets."""
+
+    price_output: float = 0.0
+    """Money for a million output tokens."""
+
 
 class Routing(Group, frozen=True):
     """How a node is chosen."""
@@ -169,15 +186,191 @@ class Routing(Group, frozen=True):
     failure_penalty_s: float = 10.0
     """A failed request counts as if still in flight for about this long, so failing fast attracts nothing."""
 
+    affinity_weight: float = 0.2
+    """How much a node that has the conversation already is worth, in loads: 1.0 = an idle one against a full one.
+    A conversation is what `x-sutazai-session` names."""
+
+    prefix_weight: float = 0.2
+    """How much a node that was given the same beginning lately is worth, in loads, where all of it is the same."""
+
 
 class Queue(Group, frozen=True):
     """Requests that wait in the gateway for a free slot."""
 
     max_waiting: int = 1024
-    """For all models together; further ones are told to come back."""
+    """For one model. Past it whoever has most waiting is told to come back."""
+
+    max_waiting_bytes: int = 256 * MIB
+    """Bodies that wait for one model, together."""
 
     max_wait_s: float = 120.0
-    """After that the client is told to come back."""
+    """After that the client is told to come back; at once where it is plain that it would take longer."""
+
+    output_weight: float = 2.0
+    """What a token that is given counts for fairness, where one that is read counts 1: it takes more of a node."""
+
+    promote_after_s: float = 30.0
+    """A request that waited so long goes up a priority, so that low ones are served at last."""
+
+    swap_patience_s: float = 10.0
+    """How long requests for a model that would have to be loaded let others pass which need no load."""
+
+
+class AutoRule(Group, frozen=True):
+    """One rule of `[auto]`: an `[[auto.rules]]` table."""
+
+    contains: str
+    """What the question holds, in any case."""
+
+    kind: Literal["simple_queries", "complex_analysis", "code_generation"]
+    """What the question is then taken for."""
+
+
+class Auto(Group, frozen=True):
+    """`model: "auto"`: a model chosen by what is asked. The first of a list that is there and well is taken."""
+
+    name: str = "auto"
+    """What clients call it. Empty: nothing is chosen for them."""
+
+    simple_queries: tuple[str, ...] = ("tinyllama", "llama2:7b", "mistral:7b")
+    """For questions with short answers."""
+
+    complex_analysis: tuple[str, ...] = ("llama2:7b", "mistral:7b", "tinyllama")
+    """For what takes several steps of thought, or a long text."""
+
+    code_generation: tuple[str, ...] = ("mistral:7b", "llama2:7b", "tinyllama")
+    """For programs."""
+
+    rules: tuple[AutoRule, ...] = ()
+    """Looked at first, in this order."""
+
+
+class Batching(Group, frozen=True):
+    """Embeddings and completions that share one call to a node."""
+
+    max_requests: int = 16
+    """Inputs in one call; 1 = each request by itself."""
+
+    max_wait_s: float = 0.1
+    """How long one waits for others while the model is busy; an idle one lets nobody wait."""
+
+
+class Hedging(Group, frozen=True):
+    """Asking a second node when the first is slow."""
+
+    embeddings: bool = False
+    """For embeddings, which cost little; the first answer counts."""
+
+    after_quantile: float = 0.95
+    """Of recent times to an answer: who waits longer than so many others did is asked again elsewhere."""
+
+
+class Cache(Group, frozen=True):
+    """Answers kept for those who ask the same: deterministic ones alone (temperature 0, a seed, embeddings)."""
+
+    enabled: bool = True
+    """Keep any at all."""
+
+    memory_bytes: int = 100 * MIB
+    """In this process."""
+
+    memory_ttl_s: float = 60.0
+    """How long in this process."""
+
+    chat_ttl_s: float = 300.0
+    """How long in Redis: chats and completions."""
+
+    embedding_ttl_s: float = 3600.0
+    """How long in Redis: embeddings."""
+
+    max_answer_bytes: int = MIB
+    """Larger answers are not kept."""
+
+    refresh_from_hits: int = 8
+    """An answer that was asked for so often is made anew shortly before it grows old; 0 = never."""
+
+    stale_if_error_s: float = 600.0
+    """So long past its time an answer is still given when no node can give another."""
+
+
+class Redis(Group, frozen=True):
+    """Memory that several gateways share: answers, limits, sessions. Left out, each has its own."""
+
+    url: Secret | None = None
+    """`redis://:password@host:6379/0`; `redis+sentinel://:password@host:26379,host:26379/main`;
+    `redis+cluster://:password@host:6379,host:6379`. `rediss` for TLS."""
+
+    timeout_s: float = 0.02
+    """Bound on what a request waits for Redis, all in all."""
+
+    prefix: str = "sutazai"
+    """Before the name of each key, so that others can use the same Redis."""
+
+
+class LimitSettings(Group, frozen=True):
+    """What each tenant may take, unless it has limits of its own (`sutazai tenants set`)."""
+
+    requests_per_minute: int | None = None
+    """None: as many as there is room for."""
+
+    tokens_per_minute: int | None = None
+    """Input and output together."""
+
+    bytes_per_minute: int | None = None
+    """Of request bodies."""
+
+    concurrent_requests: int | None = None
+    """At once, those that wait in line too."""
+
+    tokens_per_month: int | None = None
+    """Calendar months, UTC."""
+
+    money_per_month: float | None = None
+    """In the currency of `price_input` and `price_output`."""
+
+    burst_s: float = 60.0
+    """How much of a limit per minute may be taken at once, in seconds of it."""
+
+
+class Sessions(Group, frozen=True):
+    """Conversations that the platform keeps."""
+
+    ttl_s: float = 86_400.0
+    """Forgotten after so long without a turn."""
+
+    max_messages: int = 1000
+    """In one session; the oldest beyond it are dropped."""
+
+    max_bytes: int = 8 * MIB
+    """Of all messages of one session; the oldest beyond it are dropped."""
+
+    max_per_tenant: int = 10_000
+    """Sessions of one tenant at a time."""
+
+
+class Breaker(Group, frozen=True):
+    """When a model on a node is left alone for a while."""
+
+    window_s: float = 10.0
+    """Requests that are looked at: those that ended within this time."""
+
+    minimum_requests: int = 5
+    """Fewer tell nothing."""
+
+    error_ratio: float = 0.5
+    """Opens when so many of them failed."""
+
+    slow_s: float = 30.0
+    """A request whose answer began later was slow."""
+
+    slow_ratio: float = 0.8
+    """Opens when so many were slow."""
+
+    open_s: float = 5.0
+    """After that single requests are let through to see; doubles each time they fail, up to 16 times."""
+
+    max_ejected_ratio: float = 0.5
+    """Of the nodes with a model, so many at most are left alone at once; one always stays."""
 
 
 class HealthSettings(Group, frozen=True):
@@ -279,6 +472,14 @@ class Settings(Group, frozen=True):
     models: dict[str, ModelSettings] = {}
     routing: Routing = Routing()
     queue: Queue = Queue()
+    auto: Auto = Auto()
+    batching: Batching = Batching()
+    hedging: Hedging = Hedging()
+    cache: Cache = Cache()
+    redis: Redis = Redis()
+    limits: LimitSettings = LimitSettings()
+    sessions: Sessions = Sessions()
+    breaker: Breaker = Breaker()
     health: HealthSettings = HealthSettings()
     retry: Retry = Retry()
     timeouts: Timeouts = Timeouts()

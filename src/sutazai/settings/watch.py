@@ -22,7 +22,21 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
-LIVE = ("nodes", "discovery", "models", "routing", "queue", "health", "retry", "timeouts")
+LIVE = (
+    "nodes",
+    "discovery",
+    "models",
+    "routing",
+    "queue",
+    "auto",
+    "batching",
+    "hedging",
+    "limits",
+    "breaker",
+    "health",
+    "retry",
+    "timeouts",
+)
 """Groups that a running process takes up; changes of the others wait for a restart."""
 
 LOOK_EVERY_S = 1.0

@@ -168,3 +168,13 @@ def gauge(
     for values, value in samples:
         family.add_metric(list(values), value)
     return family
+
+
+def counter(
+    name: str, text: str, samples: Iterable[tuple[tuple[str, ...], float]], labels: tuple[str, ...] = ()
+) -> Metric:
+    """Something that only grows while the process lives; `_total` is added to its name."""
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, value in samples:
+        family.add_metric(list(values), value)
+    return family

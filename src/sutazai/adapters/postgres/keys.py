@@ -8,14 +8,20 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import asyncpg
+import msgspec
 
+from sutazai.adapters.postgres.audit import record
 from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.adapters.postgres.identity import key_of, plain_key, plain_limits, word_of
 from sutazai.adapters.postgres.mint import mint, name_taken
 from sutazai.core.errors import StoreUnavailable
-from sutazai.core.identity import ApiKey, Role
+from sutazai.core.identity import ApiKey, Limits, Role, Scope
+from sutazai.core.request import Priority
+from sutazai.ports.audit import UNNAMED, Action, Actor, Deed
+from sutazai.ports.keys import NO_LIMITS
 
 CHANNEL = "sutazai_keys"
-"""What the trigger of the table notifies."""
+"""What the triggers of both tables notify."""
 POLL_S = 30.0
 """A look without being told: a PgBouncer in transaction mode swallows notifications."""
 FIRST_PAUSE_S = 0.25
@@ -30,40 +36,75 @@ class PostgresKeyStore:
         self._sql = database.sql
         self._poll_s = poll_s
 
-    async def create(self, *, name: str, tenant: str, role: Role) -> tuple[ApiKey, str]:
+    async def create(
+        self,
+        *,
+        name: str,
+        tenant: str,
+        role: Role,
+        scopes: frozenset[Scope] | None = None,
+        priority: Priority | None = None,
+        limits: Limits = NO_LIMITS,
+        by: Actor = UNNAMED,
+    ) -> tuple[ApiKey, str]:
         """
         Make a key. Raises `BadRequest` for a name that is taken or cannot be shown.
 
         After a `StoreUnavailable` the key may be there all the same; `all` tells, and it can be revoked.
         """
-        record, key = mint(name=name, tenant=tenant, role=role, created_at=datetime.now(UTC))
+        draft, key = mint(
+            name=name,
+            tenant=tenant,
+            role=role,
+            scopes=scopes,
+            priority=priority,
+            limits=limits,
+            created_at=datetime.now(UTC),
+        )
         async with self._database.transaction() as connection:
-            try:
-                row = await connection.fetchrow(
-                    self._sql["create_key"], record.id, name, tenant, role.value, record.digest
-                )
-            except asyncpg.UniqueViolationError as error:
-                if error.constraint_name == "keys_live_name":
-                    raise name_taken(name) from error
-                raise
-        return _key(row), key
+            made = await self._insert(connection, draft)
+            await record(connection, self._sql, key_created(made), by)
+        return made, key
+
+    async def _insert(self, connection: Connection, draft: ApiKey) -> ApiKey:
+        try:
+            row = await connection.fetchrow(
+                self._sql["create_key"],
+                draft.id,
+                draft.name,
+                draft.tenant,
+                draft.role.value,
+                draft.digest,
+                sorted(scope.value for scope in draft.scopes),
+                None if draft.priority is None else word_of(draft.priority),
+                msgspec.json.encode(plain_limits(draft.limits)).decode(),
+            )
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name == "keys_live_name":
+                raise name_taken(draft.name) from error
+            raise
+        return key_of(row)
 
     async def all(self) -> Sequence[ApiKey]:
         """Every key, revoked ones too, oldest first."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(self._sql["all_keys"])
-        return [_key(row) for row in rows]
+        return [key_of(row) for row in rows]
 
-    async def revoke(self, key_id: str) -> ApiKey | None:
+    async def revoke(self, key_id: str, *, by: Actor = UNNAMED) -> ApiKey | None:
         """Revoke by id or by name; None where there is no such live key."""
         if not key_id.isprintable():
             return None  # what no key can be called, the server may refuse even to compare
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(self._sql["revoke_key"], key_id)
-        return _key(row) if row else None
+            if row is None:
+                return None
+            revoked = key_of(row)
+            await record(connection, self._sql, key_revoked(revoked), by)
+        return revoked
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield after each change of a key, and whenever listening began: what was before went unheard."""
+        """Yield after each change of a key or tenant, and whenever listening began: what was before went unheard."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
@@ -118,14 +159,11 @@ class _Ear:
         self._called.set()
 
 
-def _key(row: asyncpg.Record) -> ApiKey:
-    return ApiKey(
-        id=row["id"],
-        name=row["name"],
-        tenant=row["tenant"],
-        role=Role(row["role"]),
-        digest=row["digest"],
-        created_at=row["created_at"],
-        last_used_at=row["last_used_at"],
-        revoked_at=row["revoked_at"],
-    )
+def key_created(key: ApiKey) -> Deed:
+    """What is written down of a new key."""
+    return Deed(action=Action.KEY_CREATED, subject=key.id, detail=plain_key(key))
+
+
+def key_revoked(key: ApiKey) -> Deed:
+    """What is written down of a key that was revoked."""
+    return Deed(action=Action.KEY_REVOKED, subject=key.id, detail={"name": key.name, "tenant": key.tenant})

@@ -1,4 +1,4 @@
-"""How a key is made, and what its name may be. Pure but for the randomness: no database."""
+"""How a key is made. Pure but for the randomness: no database."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ import hashlib
 import secrets
 from datetime import datetime
 
+from sutazai.adapters.postgres.checks import check_label, check_limits, scopes_for
 from sutazai.core.errors import BadRequest
-from sutazai.core.identity import ApiKey, Role
+from sutazai.core.identity import ApiKey, Limits, Role, Scope
+from sutazai.core.request import Priority
 
 PREFIX = "sk-sutazai-"
 """So that scanners for leaked secrets can know our keys."""
 KEY_BYTES = 32
 ID_BYTES = 5
 """Eight characters in base32."""
-MAX_NAME_CHARACTERS = 64
 
 
-def mint(*, name: str, tenant: str, role: Role, created_at: datetime) -> tuple[ApiKey, str]:
-    """A new record and the key itself. Raises `BadRequest` for a name or tenant that cannot be shown."""
+def mint(
+    *,
+    name: str,
+    tenant: str,
+    role: Role,
+    scopes: frozenset[Scope] | None,
+    priority: Priority | None,
+    limits: Limits,
+    created_at: datetime,
+) -> tuple[ApiKey, str]:
+    """A new record and the key itself. Raises `BadRequest` for what no key can be."""
     check_label(name, where="name")
     check_label(tenant, where="tenant")
+    check_limits(limits)
     key = PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     record = ApiKey(
         id=base64.b32encode(secrets.token_bytes(ID_BYTES)).decode().lower(),
@@ -30,6 +41,9 @@ def mint(*, name: str, tenant: str, role: Role, created_at: datetime) -> tuple[A
         role=role,
         digest=digest_of(key),
         created_at=created_at,
+        scopes=scopes_for(role, scopes),
+        priority=priority,
+        limits=limits,
     )
     return record, key
 
@@ -37,16 +51,6 @@ def mint(*, name: str, tenant: str, role: Role, created_at: datetime) -> tuple[A
 def digest_of(key: str) -> bytes:
     """What is stored in place of the key: 32 bytes."""
     return hashlib.sha256(key.encode()).digest()
-
-
-def check_label(label: str, *, where: str) -> None:
-    """Names and tenants are 1 to 64 printable characters. Raises `BadRequest`."""
-    if not (label.strip() and label.isprintable() and len(label) <= MAX_NAME_CHARACTERS):
-        raise BadRequest(
-            f"The {where} {label[:MAX_NAME_CHARACTERS]!r} was refused."
-            f" Use 1 to {MAX_NAME_CHARACTERS} printable characters.",
-            where=where,
-        )
 
 
 def name_taken(name: str) -> BadRequest:

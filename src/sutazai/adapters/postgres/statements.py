@@ -1,4 +1,4 @@
-"""Reads `statements.sql`: SQL is kept as SQL, under names, where it can be read and run by hand."""
+"""Reads `statements*.sql`: SQL is kept as SQL, under names, where it can be read and run by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 MARK = "-- name: "
+FILES = ("statements.sql", "statements_sessions.sql")
 
 
 def parse(text: str) -> Mapping[str, str]:
@@ -19,4 +20,7 @@ def parse(text: str) -> Mapping[str, str]:
 
 def load() -> Mapping[str, str]:
     """The statements of this package."""
-    return parse(files(__package__).joinpath("statements.sql").read_text("utf-8"))
+    found: dict[str, str] = {}
+    for name in FILES:
+        found.update(parse(files(__package__).joinpath(name).read_text("utf-8")))
+    return found

@@ -1,12 +1,12 @@
 -- Every statement of the stores. A line `-- name: x` opens a statement; it runs to the next such line.
 
 -- name: create_key
-INSERT INTO keys (id, name, tenant, role, digest)
-VALUES ($1, $2, $3, $4, $5)
-RETURNING id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+INSERT INTO keys (id, name, tenant, role, digest, scopes, priority, limits)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::jsonb)
+RETURNING id, name, tenant, role, digest, scopes, priority, limits, created_at, last_used_at, revoked_at
 
 -- name: all_keys
-SELECT id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+SELECT id, name, tenant, role, digest, scopes, priority, limits, created_at, last_used_at, revoked_at
 FROM keys
 ORDER BY created_at, id
 
@@ -19,14 +19,51 @@ WHERE revoked_at IS NULL AND id = (
     ORDER BY (id = $1) DESC
     LIMIT 1
 )
-RETURNING id, name, tenant, role, digest, created_at, last_used_at, revoked_at
+RETURNING id, name, tenant, role, digest, scopes, priority, limits, created_at, last_used_at, revoked_at
 
 -- name: keys_fingerprint
 -- Differs when anything differs that decides who may ask.
-SELECT md5(coalesce(string_agg(
-    concat_ws('/', id, name, tenant, role, encode(digest, 'hex'), revoked_at), ',' ORDER BY id
-), ''))
-FROM keys
+SELECT md5(concat(
+    (SELECT string_agg(keys::text, ',' ORDER BY id) FROM (
+        SELECT id, name, tenant, role, encode(digest, 'hex'), revoked_at, scopes, priority, limits FROM keys
+    ) AS keys),
+    ';',
+    (SELECT string_agg(tenants::text, ',' ORDER BY name) FROM tenants)
+))
+
+-- name: all_tenants
+SELECT name, weight, priority, limits FROM tenants ORDER BY name
+
+-- name: lock_tenant
+-- What it is before it changes; a row that is not there cannot be locked, the last of two that define it wins.
+SELECT name, weight, priority, limits FROM tenants WHERE name = $1 FOR UPDATE
+
+-- name: set_tenant
+INSERT INTO tenants (name, weight, priority, limits)
+VALUES ($1, $2, $3, $4::jsonb)
+ON CONFLICT (name) DO UPDATE SET weight = excluded.weight, priority = excluded.priority, limits = excluded.limits
+
+-- name: delete_tenant
+DELETE FROM tenants WHERE name = $1 RETURNING name, weight, priority, limits
+
+-- name: add_audit
+-- The trigger of the table fills in what is not given.
+INSERT INTO audit (actor, action, subject, detail, request_id, outcome)
+VALUES ($1, $2, $3, $4::jsonb, $5, $6)
+
+-- name: newest_audit
+SELECT number, at, actor, action, subject, detail::text AS detail, request_id, outcome, previous, digest
+FROM audit
+WHERE $1::bigint IS NULL OR number < $1
+ORDER BY number DESC
+LIMIT $2
+
+-- name: audit_from
+SELECT number, at, actor, action, subject, detail::text AS detail, request_id, outcome, previous, digest
+FROM audit
+WHERE number > $1
+ORDER BY number
+LIMIT $2
 
 -- name: claim_write
 -- A row comes back when this write is new. It waits for a lost write of the same writer that may still be under way.

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
+from sutazai.adapters.postgres.sessions import PostgresSessionStore
+from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
+from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.sessions import SessionStore
+from sutazai.ports.tenants import TenantStore
 from sutazai.settings.model import Database as DatabaseSettings
 from sutazai.settings.secret import Secret
 
@@ -24,6 +30,9 @@ class Stores:
 
     keys: KeyStore
     usage: UsageStore
+    tenants: TenantStore
+    audit: AuditLog
+    sessions: SessionStore
 
 
 @asynccontextmanager
@@ -60,4 +69,10 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
     async with open_database(url, timeout_s=timeout_s) as database:
         await migrate.migrate(database, migrate.read())
-        yield Stores(keys=PostgresKeyStore(database), usage=PostgresUsageStore(database))
+        yield Stores(
+            keys=PostgresKeyStore(database),
+            usage=PostgresUsageStore(database),
+            tenants=PostgresTenantStore(database),
+            audit=PostgresAuditLog(database),
+            sessions=PostgresSessionStore(database),
+        )

@@ -1,0 +1,61 @@
+"""The command line's side of the database: opened by the settings, with whoever types as the actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.core.errors import BadRequest, SettingsError, StoreUnavailable
+from sutazai.ports.audit import Actor
+from sutazai.settings import load as settings
+
+REFUSED = 1
+"""The exit code where the request made no sense, or the database was away."""
+MISTAKES = 2
+"""The exit code for settings that hold mistakes, as in `sutazai config`."""
+
+
+def with_stores(work: Callable[[Stores], Awaitable[int]]) -> int:
+    """Do a command's work on the stores and give its exit code; what goes wrong is told in a sentence."""
+
+    async def run() -> int:
+        async with _stores() as stores:
+            return await work(stores)
+
+    try:
+        return asyncio.run(run())
+    except SettingsError as error:
+        sys.stderr.write("".join(f"{mistake}\n" for mistake in error.mistakes))
+        return MISTAKES
+    except (BadRequest, StoreUnavailable) as error:
+        return refuse(error.message)
+
+
+def refuse(sentence: str) -> int:
+    """Say why not."""
+    sys.stderr.write(f"{sentence}\n")
+    return REFUSED
+
+
+def who() -> Actor:
+    """The user of the machine who runs the command; its number where it has no name, as in some containers."""
+    number = os.geteuid()  # not the environment's word for it, which anybody can set
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:
+        name = str(number)
+    return Actor(id=f"cli:{name}")
+
+
+@asynccontextmanager
+async def _stores() -> AsyncIterator[Stores]:
+    loaded = settings.load(settings.find(os.environ, Path.cwd()), os.environ)
+    data_dir = settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)
+    async with open_stores(loaded.database, data_dir) as stores:
+        yield stores

