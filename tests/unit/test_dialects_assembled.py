@@ -282,6 +282,15 @@ def test_the_tokens_are_known_at_the_end_and_a_null_before_it_does_not_matter() 
     assert (before, answer.usage) == (None, Usage(18, 6))
 
 
+def test_tokens_below_zero_are_none() -> None:
+    answer = Assembled(Endpoint.OPENAI_CHAT)
+    answer.feed(chat_event(0, {"content": "x"}, "stop"))
+    answer.feed(event(choices=[], usage={"prompt_tokens": -7, "completion_tokens": 2}) + DONE)
+    answer.finish()
+
+    assert answer.usage == Usage(0, 2)
+
+
 @pytest.mark.parametrize("usage", [None, 7, {"prompt_tokens": "many"}])
 def test_without_tokens_an_answer_is_still_one(usage: object) -> None:
     answer = Assembled(Endpoint.OPENAI_CHAT)

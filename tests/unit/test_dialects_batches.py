@@ -180,6 +180,14 @@ def test_tokens_are_divided_by_the_length_of_the_texts() -> None:
     assert usages == [Usage(10, 0), Usage(11, 0)]
 
 
+def test_tokens_below_zero_are_none() -> None:
+    answer = {"data": [_vector(0), _vector(1)], "usage": {"prompt_tokens": -1000}}
+
+    parts = _split(EMBEDDING, answer, _shares(EMBEDDING, "a", "b"))
+
+    assert [part.usage for part in parts] == [Usage(0, 0)] * 2
+
+
 def test_where_the_node_told_no_tokens_nobody_is_told_any() -> None:
     parts = _shares(EMBEDDING, "a", "b")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sutazai.core.request import Endpoint, Usage
-from sutazai.dialects.usage import CARRY_BYTES, UsageScan
+from sutazai.dialects.usage import CARRY_BYTES, UsageScan, usage_of_whole
 
 
 def scanned(endpoint: Endpoint, *pieces: bytes) -> Usage | None:
@@ -170,3 +170,14 @@ def test_no_text_of_a_model_is_taken_for_usage(text: str) -> None:
 
         assert scanned(Endpoint.OPENAI_CHAT, body) is None
         assert scanned(Endpoint.OLLAMA_CHAT, body) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (Endpoint.OPENAI_CHAT, b'{"usage": {"prompt_tokens": -5, "completion_tokens": 3}}'),
+        (Endpoint.OLLAMA_CHAT, b'{"prompt_eval_count": -5, "eval_count": 3}'),
+    ],
+)
+def test_a_negative_count_is_no_count(endpoint: Endpoint, body: bytes) -> None:
+    assert usage_of_whole(endpoint, body) is None

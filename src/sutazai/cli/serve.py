@@ -15,6 +15,7 @@ import uvloop
 
 from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.bootstrap.rules import log_form
+from sutazai.cli.printing import complain
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.settings.load import data_dir, find, load
 from sutazai.settings.model import Settings
@@ -149,4 +150,4 @@ def _greet(settings: Settings, opened: Gateway) -> None:
             "real model start Ollama and `sutazai models pull llama3.2`, or name a GGUF file in sutazai.toml:\n"
             '  [engine]\n  models = ["/path/to/model.gguf"]'
         )
-    sys.stderr.write("\n".join(lines) + "\n")
+    complain("\n".join(lines))

@@ -335,4 +335,4 @@ def _usage(counts: Raw | None) -> Usage | None:
         told = _counts.decode(counts)
     except FAULTS:
         return None
-    return None if told is None else Usage(told.prompt_tokens or 0, told.completion_tokens or 0)
+    return None if told is None else Usage(max(0, told.prompt_tokens or 0), max(0, told.completion_tokens or 0))

@@ -309,7 +309,10 @@ def _told_by_ollama(fields: Fields) -> Counts | None:
 
 
 def _as_usage(counts: Counts | None) -> Usage | None:
-    return None if counts is None else Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0)
+    """Never below 0, whatever the node says: limits would give it back to the tenant."""
+    if counts is None:
+        return None
+    return Usage(max(0, counts.prompt_tokens or 0), max(0, counts.completion_tokens or 0))
 
 
 def _divided(counts: Counts | None, asked: Sequence[int], said: Sequence[int] | None = None) -> Sequence[Usage | None]:

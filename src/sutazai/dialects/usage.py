@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -31,18 +31,22 @@ _UNFINISHED = re.compile(rb'"usage"\s*(?::\s*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*(?:
 _COUNT = re.compile(rb'(?<=[^\\])"(prompt_eval_count|eval_count)"\s*:\s*(\d{1,18})(?=[^\d])')
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+"""A negative one, from a node gone wrong, would be credit; it counts as not told."""
+
+
 class OpenAIUsage(msgspec.Struct, frozen=True):
     """The `usage` of an OpenAI answer; embeddings have no second count."""
 
-    prompt_tokens: int
-    completion_tokens: int | None = None
+    prompt_tokens: _Count
+    completion_tokens: _Count | None = None
 
 
 class OllamaCounts(msgspec.Struct, frozen=True):
     """The counts in the last line of an Ollama answer."""
 
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
+    prompt_eval_count: _Count | None = None
+    eval_count: _Count | None = None
 
 
 class UsageScan:

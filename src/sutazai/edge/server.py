@@ -204,5 +204,7 @@ class Server:
         return (
             b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: "
             b"x-request-id, x-sutazai-node, x-sutazai-reason, x-sutazai-cache, x-sutazai-queue-position, "
-            b"x-sutazai-queue-eta-seconds, retry-after\r\n" % origin
+            b"x-sutazai-queue-eta-seconds, x-sutazai-model, x-ratelimit-limit-requests, "
+            b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+            b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, retry-after\r\n" % origin
         )

@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sutazai.core.errors import BadRequest, SutazaiError
-from sutazai.core.identity import Role
 from sutazai.core.request import Dialect, Endpoint, Head, Request
 from sutazai.core.session import Session
 from sutazai.dialects.conversation import as_list
@@ -198,7 +197,7 @@ async def _request(http: HttpRequest, now: float) -> Request:
     )
     wishes: Wishes | None = http.scope["state"]["wishes"]
     if wishes is not None:
-        wishes.apply(request, may_rise=caller.role is Role.ADMIN)
+        wishes.apply(request, may_rise=caller.is_admin)
     return request
 
 

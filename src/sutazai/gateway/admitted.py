@@ -190,14 +190,15 @@ class Admitted:
 
     def leave(self, waiting: Waiting) -> None:
         """It waits no more. For `Waiting` alone."""
-        if self._waiting.pop(waiting.request.id, None) is not None:
+        if self._waiting.get(waiting.request.id) is waiting:  # sent away from one line, it may wait in another model's
+            del self._waiting[waiting.request.id]
             self.left += 1
             self._waiting_room.leave(waiting)
 
     def _expire(self, now: float) -> None:
         late = [waiting for waiting in self._waiting.values() if self._is_late(waiting, now)]
         for waiting in late:
-            if waiting.request.id in self._waiting:  # it may have left as another was told
+            if self._waiting.get(waiting.request.id) is waiting:  # it may have left as another was told
                 self._tell_late(waiting, now)
 
     def _is_late(self, waiting: Waiting, now: float) -> bool:

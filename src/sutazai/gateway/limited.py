@@ -360,12 +360,16 @@ class Run:
         self._reply.chunk(data)
 
     def end(self, usage: Usage | None) -> None:
+        if self.is_over:
+            return
         self._finish()
         if self.bounds.is_settled:
             self._settle(self._so_far() if usage is None else (usage.input_tokens, usage.output_tokens))
         self._reply.end(usage)
 
     def whole(self, head: Head, body: bytes, usage: Usage | None) -> None:
+        if self.is_over:
+            return
         self._finish()
         if self.bounds.is_settled:
             self._settle(self._tokens if usage is None else (usage.input_tokens, usage.output_tokens))

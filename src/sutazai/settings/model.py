@@ -210,7 +210,8 @@ class Queue(Group, frozen=True):
     """What a token that is given counts for fairness, where one that is read counts 1: it takes more of a node."""
 
     promote_after_s: float = 30.0
-    """A request that waited so long goes up a priority, so that low ones are served at last."""
+    """A priority that had to let higher ones pass for so long sends its first request one up, so that low ones are
+    served at last."""
 
     swap_patience_s: float = 10.0
     """How long requests for a model that would have to be loaded let others pass which need no load."""
