@@ -127,13 +127,13 @@ async def test_a_months_money_is_spent_by_the_models_price(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial
 ) -> None:
     """Nothing passes that might cost more than is left."""
-    prices = {"llama3": ModelSettings(price_input=1e6, price_output=1e6)}
+    prices = {"dear": ModelSettings(price_input=1e6, price_output=1e6)}  # of a model that no other test asks
     gateway = await gateways(
-        await fake_nodes(), limits=LimitSettings(money_per_month=200.0), models=prices, cache=NO_CACHE
+        await fake_nodes(models=("dear",)), limits=LimitSettings(money_per_month=200.0), models=prices, cache=NO_CACHE
     )
     wire = await dial(gateway.port)
 
-    answers = [await ask(wire, max_tokens=tokens) for tokens in (50, 500)]
+    answers = [await ask(wire, model="dear", max_tokens=tokens) for tokens in (50, 500)]
 
     assert [answer.status for answer in answers] == [200, 429]
     assert answers[1].json["error"]["type"] == "insufficient_quota"

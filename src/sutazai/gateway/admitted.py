@@ -162,7 +162,8 @@ class Admitted:
         if left_s <= 0.0:
             return Overloaded("The deadline of the request had passed before it could be sent.", retry_after_s=0.0)
         limit_s = min(left_s, rules.max_wait_s)
-        if place.eta_s is None or place.eta_s <= DOUBT * limit_s:
+        drain = self._drains.get(request.model)
+        if place.eta_s is None or place.eta_s <= DOUBT * limit_s or drain is None or not drain.is_sure:
             return None
         what = "its deadline" if left_s < rules.max_wait_s else f"the {rules.max_wait_s:g} s that a request may wait"
         return Overloaded(

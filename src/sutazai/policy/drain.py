@@ -6,6 +6,8 @@ HALF_LIFE_S = 30.0
 """What happened so long ago counts half."""
 ENOUGH = 3.0
 """Requests that must have ended before the rate is more than a guess."""
+SURE = 6.0
+"""Requests that must have ended while others waited before anybody is sent away for what the rate says."""
 GUESSED_SERVICE_S = 10.0
 """What a request takes a node where none has ended yet: cautious, for a client that comes too early waits again."""
 
@@ -44,6 +46,11 @@ class Drain:
     def is_known(self) -> bool:
         """Whether the rate is more than a guess."""
         return self._ended >= ENOUGH
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the rate was seen while the pool was as busy as it can be."""
+        return self._full_ended >= SURE
 
     @property
     def per_s(self) -> float:
