@@ -12,7 +12,7 @@ import pytest
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.core.identity import Role
 from sutazai.core.node import NodeKind
-from sutazai.settings.model import Auth, Database, Sessions, Timeouts
+from sutazai.settings.model import Auth, Database, LimitSettings, Sessions, Timeouts
 from sutazai.testing import Answer, Fault
 from sutazai.testing.script import ToolCall
 
@@ -353,6 +353,21 @@ async def test_turns_are_counted_like_other_requests(gateways: StartGateway, fak
     page = (await wire.answer()).body.decode()
 
     assert any("llama3" in line and line.endswith(" 1.0") for line in page.splitlines() if "requests_total" in line)
+
+
+async def test_a_turn_beyond_a_limit_is_told_how_the_limits_stand(
+    gateways: StartGateway, fake_nodes: StartNode, dial: Dial
+) -> None:
+    limits = LimitSettings(requests_per_minute=1)
+    wire = await dial((await gateways(await fake_nodes(), limits=limits)).port)
+    session = await begun(wire)
+    first, second = await asked(wire, session, "one"), await asked(wire, session, "two")
+
+    assert (first.status, second.status) == (200, 429)
+    for answer in (first, second):
+        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    assert int(second.headers["retry-after"]) >= 1
+    assert await said(wire, session) == ["one", "Hello"]
 
 
 # several gateways

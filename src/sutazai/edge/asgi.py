@@ -15,6 +15,7 @@ import structlog
 
 from sutazai.core.errors import SutazaiError
 from sutazai.edge.errors import answer_to
+from sutazai.edge.heads import header_pairs
 
 if TYPE_CHECKING:
     from starlette.types import Message, Scope
@@ -186,6 +187,7 @@ class AsgiCycle:
         known = error if isinstance(error, SutazaiError) else SutazaiError(_OURS)
         answer = answer_to(known, self._incoming.dialect)
         headers: list[tuple[bytes, Any]] = [(b"content-type", b"application/json")]
+        headers += header_pairs(getattr(known, "extra", b""))
         if answer.retry_after_s:
             headers.append((b"retry-after", b"%d" % answer.retry_after_s))
         if allowed := getattr(known, "allowed", None):

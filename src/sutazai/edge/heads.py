@@ -9,6 +9,12 @@ from email.utils import formatdate
 PHRASES = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
 
 
+def header_pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
+    """Header lines, each with its line end, as names and values."""
+    found = (line.partition(b": ") for line in lines.splitlines())
+    return [(name, value) for name, _, value in found]
+
+
 class Heads:
     """Status line and constant headers, rebuilt when the second changes."""
 

@@ -24,6 +24,7 @@ from sutazai.dialects.conversation import as_list
 from sutazai.dialects.errors import keep_alive, stream_error
 from sutazai.dialects.reading import MAX_MODEL_CHARACTERS
 from sutazai.edge.errors import status_of
+from sutazai.edge.heads import header_pairs
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.wishes import Wishes
@@ -173,10 +174,8 @@ def _start(head: Head, content_type: bytes) -> dict[str, Any]:
         (b"x-sutazai-node", head.node.encode()),
         (b"x-sutazai-reason", head.reason.encode()),
         (b"x-sutazai-cache", head.cache),
+        *header_pairs(head.extra),
     ]
-    for line in head.extra.splitlines():
-        name, _, value = line.partition(b": ")
-        headers.append((name, value))
     return {"type": "http.response.start", "status": head.status, "headers": headers}
 
 

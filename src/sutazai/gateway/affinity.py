@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 UP, EMBEDDING = Health.UP, Operation.EMBEDDING
 FIRST_BLOCK = 1024
 """Bytes; bodies that are shorter are not worth it. The next beginnings are twice as long each."""
-LAST_BLOCK = 32 * 1024
+LAST_BLOCK = 8192
 MAX_CONVERSATIONS = 10_000
 MAX_BEGINNINGS = 20_000
 MAX_NODES = 4
