@@ -25,6 +25,7 @@ check: .venv/dev.stamp  ## Format, lint, types, import contracts
 bench: .venv/dev.stamp .venv/servers.stamp  ## Measure the request path beside its peers (about 20 minutes)
 	@scripts/setup bench
 	@$(BIN)/python -m bench.run
+	@$(BIN)/python -m bench.traffic
 
 lock:  ## Pin the newest versions that pyproject.toml allows
 	@scripts/lock
