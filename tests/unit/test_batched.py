@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,53 +20,13 @@ from sutazai.core.request import Endpoint, Head, Priority, Request, Usage
 from sutazai.gateway.batched import Batched
 from sutazai.policy.batching import BatchRules
 from sutazai.ports.inference import Call, Reply
+from sutazai.testing.memory_pool import Clock
 
 RULES = BatchRules(max_requests=4, max_wait_s=0.1)
 REFUSED = "bad"
 """A text that has this in it is refused by the node with 400."""
 TOO_LONG = "long"
 """And one with this as llama.cpp refuses it: with 500."""
-
-
-@dataclass(slots=True)
-class Timer:
-    """One entry of the clock."""
-
-    callback: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@dataclass(slots=True)
-class Clock:
-    """Virtual time: it moves when it is told to."""
-
-    now: float = 1000.0
-    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
-    count: itertools.count[int] = field(default_factory=itertools.count)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
-        heapq.heappush(self.timers, (self.now + delay_s, next(self.count), timer))
-        return timer
-
-    def advance(self, by_s: float) -> None:
-        until = self.now + by_s
-        while self.timers and self.timers[0][0] <= until:
-            self.now, _, timer = heapq.heappop(self.timers)
-            if not timer.cancelled:
-                timer.callback()
-        self.now = until
-
-    @property
-    def pending(self) -> int:
-        """Timers that will still do something."""
-        return sum(not timer.cancelled for _, _, timer in self.timers)
 
 
 def vector(text: str) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,50 +23,10 @@ from sutazai.policy.hedging import (
     RecentTimes,
 )
 from sutazai.ports.inference import Call, Reply
+from sutazai.testing.memory_pool import Clock
 
 RULES = HedgeRules(embeddings=True, after_quantile=0.95)
 USUAL_S = 1.0
-
-
-@dataclass(slots=True)
-class Timer:
-    """One entry of the clock."""
-
-    callback: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@dataclass(slots=True)
-class Clock:
-    """Virtual time: it moves when it is told to."""
-
-    now: float = 1000.0
-    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
-    count: itertools.count[int] = field(default_factory=itertools.count)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
-        heapq.heappush(self.timers, (self.now + delay_s, next(self.count), timer))
-        return timer
-
-    def advance(self, by_s: float) -> None:
-        until = self.now + by_s
-        while self.timers and self.timers[0][0] <= until:
-            self.now, _, timer = heapq.heappop(self.timers)
-            if not timer.cancelled:
-                timer.callback()
-        self.now = until
-
-    @property
-    def pending(self) -> int:
-        """Timers that will still do something."""
-        return sum(not timer.cancelled for _, _, timer in self.timers)
 
 
 @dataclass(slots=True, eq=False)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from sutazai.policy.request_type import RequestType
 from sutazai.policy.retry import RetryRules
 from sutazai.policy.routing import RoutingRules
 from sutazai.ports.inference import Call, Reply
+from sutazai.testing.memory_pool import Clock
 
 JSON, SSE = b"application/json", b"text/event-stream; charset=utf-8"
 CHAT, COMPLETION, EMBEDDING = Endpoint.OPENAI_CHAT, Endpoint.OPENAI_COMPLETION, Endpoint.OPENAI_EMBEDDING
@@ -88,40 +88,6 @@ FAULTS: Mapping[str, Callable[[str], SutazaiError]] = {
     "refused": lambda node: NodeRejected("No.", node=node, status=400),
     "unknown": lambda node: NodeRejected("No such model.", node=node, status=404),
 }
-
-
-@dataclass(slots=True)
-class Timer:
-    callback: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@dataclass(slots=True)
-class Clock:
-    """Virtual time: it moves when it is told to."""
-
-    now: float = 1000.0
-    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
-    count: itertools.count[int] = field(default_factory=itertools.count)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
-        heapq.heappush(self.timers, (self.now + delay_s, next(self.count), timer))
-        return timer
-
-    def advance(self, by_s: float) -> None:
-        until = self.now + by_s
-        while self.timers and self.timers[0][0] <= until:
-            self.now, _, timer = heapq.heappop(self.timers)
-            if not timer.cancelled:
-                timer.callback()
-        self.now = until
 
 
 def said(tenant: str, model: str, text: str) -> str:

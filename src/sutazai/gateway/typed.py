@@ -23,6 +23,7 @@ from sutazai.core.errors import (
 from sutazai.core.request import Head, Request, Usage
 from sutazai.dialects.question import question_of
 from sutazai.dialects.renamed import renamed
+from sutazai.gateway.recorded import Over
 from sutazai.policy.request_type import Classified, RequestType, Rule, classify
 from sutazai.ports.inference import Call, Inference, Reply
 
@@ -237,20 +238,7 @@ class Hop:
         return head
 
 
-class _Over:
-    """The call of a request that failed at once."""
-
-    def cancel(self) -> None:
-        return
-
-    def pause(self) -> None:
-        return
-
-    def resume(self) -> None:
-        return
-
-
-_OVER = _Over()
+_OVER = Over()
 
 
 def _another_may_do(error: SutazaiError) -> bool:

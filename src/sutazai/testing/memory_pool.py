@@ -72,6 +72,11 @@ class Clock:
                 timer.callback()
         self.now = until
 
+    @property
+    def pending(self) -> int:
+        """Timers that will still do something."""
+        return sum(not timer.cancelled for _, _, timer in self.timers)
+
 
 @dataclass(slots=True, eq=False)
 class NodeCall:
