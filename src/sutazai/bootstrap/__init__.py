@@ -44,6 +44,7 @@ from sutazai.bootstrap.rules import (
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
+from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.errors import status_of
 from sutazai.edge.pool import Pool
 from sutazai.edge.server import Server
@@ -121,7 +122,6 @@ async def open_gateway(
         stores = await stack.enter_async_context(open_stores(settings.database, data_dir))
         gatekeeper = await open_door(settings, stores)
         metrics = Metrics()
-        access_log = _access_log(settings, stack)
         ledger = Ledger(stores.usage, wall_s=time.time)
         fleet = Fleet(routing_rules(settings), failures_to_down=settings.health.failures)
         routed = Routed(
@@ -133,25 +133,14 @@ async def open_gateway(
             on_fault=lambda node, model, error: _note_fault(metrics, node, model, error),
         )
         redis = await _redis(settings, stack)
-        pipeline = Pipeline(
-            routed,
-            stage_rules(settings),
-            Knowledge(
-                price=live.price,
-                is_public=lambda model: live.model(model).public,
-                weight=lambda name: weight_of(gatekeeper, name),
-            ),
-            Clocks(clock=fleet.clock, wall=time.time, later=asyncio.get_running_loop().call_later),
-            answers=None if redis is None else RedisAnswerStore(redis),
-            limits=None if redis is None else RedisLimits(redis, gateway=os.urandom(8).hex()),
-        )
+        pipeline = _pipeline(settings, routed, live, gatekeeper, redis)
         admitted = pipeline.admitted
         fleet.listen(on_health=_log_health)
         membership = Membership(
             fleet, sources(settings, environ), rhythm(settings), connect=connector(live), resolve=resolve
         )
         server: Server
-        accounts = Accounts(metrics, ledger, access_log)
+        accounts = Accounts(metrics, ledger, _access_log(settings, stack))
         sessions = Sessions(
             stores.sessions if redis is None else RedisSessionStore(stores.sessions, redis),
             Accounted(pipeline, accounts, status_of=lambda error: status_of(error)[0], clock=fleet.clock),
@@ -208,14 +197,7 @@ async def open_gateway(
             membership.adopt(sources(new, environ), rhythm(new))
             log.info("settings applied", changed=list(changed))
 
-        watch = SettingsWatch(
-            path=settings_path,
-            environ=environ,
-            settings=settings,
-            applied=applied,
-            needs_restart=lambda groups: log.warning("settings need a restart", groups=groups),
-            refused=lambda error: log.error("settings refused; the old ones stay", mistakes=list(error.mistakes)),
-        )
+        watch = _watch(settings, settings_path, environ, applied)
         group = await stack.enter_async_context(_background())
         for name, work in (
             ("write usage", ledger.run),
@@ -262,6 +244,40 @@ async def _background() -> AsyncIterator[Callable[[Callable[[], Awaitable[None]]
                 task.cancel()
 
 
+def _pipeline(
+    settings: Settings, routed: Routed, live: Live, gatekeeper: Gatekeeper, redis: RedisLink | None
+) -> Pipeline:
+    knowledge = Knowledge(
+        price=live.price,
+        is_public=lambda model: live.model(model).public,
+        weight=lambda name: weight_of(gatekeeper, name),
+    )
+    return Pipeline(
+        routed,
+        stage_rules(settings),
+        knowledge,
+        Clocks(clock=routed.fleet.clock, wall=time.time, later=asyncio.get_running_loop().call_later),
+        answers=None if redis is None else RedisAnswerStore(redis),
+        limits=None if redis is None else RedisLimits(redis, gateway=os.urandom(8).hex()),
+    )
+
+
+def _watch(
+    settings: Settings,
+    path: Path | None,
+    environ: Mapping[str, str],
+    applied: Callable[[Settings, tuple[str, ...]], None],
+) -> SettingsWatch:
+    return SettingsWatch(
+        path=path,
+        environ=environ,
+        settings=settings,
+        applied=applied,
+        needs_restart=lambda groups: log.warning("settings need a restart", groups=groups),
+        refused=lambda error: log.error("settings refused; the old ones stay", mistakes=list(error.mistakes)),
+    )
+
+
 async def _redis(settings: Settings, stack: AsyncExitStack) -> RedisLink | None:
     return None if settings.redis.url is None else await stack.enter_async_context(open_redis(settings.redis))
 
@@ -280,6 +296,8 @@ async def _seed_limits(stores: Stores, pipeline: Pipeline, live: Live) -> None:
             if is_known:
                 log.warning("what was spent this month was not read; budgets go by what is known", why=error.message)
             is_known = False
+        except Exception:  # the border of one turn
+            log.exception("what was spent was not counted")
         await asyncio.sleep(SEED_S)
 
 

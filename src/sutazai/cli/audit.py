@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import cyclopts
-import msgspec
 
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.cli.printing import print_json, print_table
@@ -47,7 +46,7 @@ def list_(*, limit: int = 50, before: int | None = None, json: bool = False) -> 
             return refuse(f"There is no entry {before}. Give a number that `sutazai audit list` printed.")
         entries = await stores.audit.newest(limit=limit, before=before)
         if json:
-            print_json([_shown(entry) for entry in entries])
+            print_json([entry.plain() for entry in entries])
         else:
             print_table(_HEADS, [_cells(entry) for entry in entries])
         return 0
@@ -93,20 +92,6 @@ async def _holds(stores: Stores, known: str) -> bool:
         return True
     found = await stores.audit.newest(limit=1, before=int(number) + 1)
     return bool(found) and found[0].number == int(number) and found[0].digest.hex() == seal
-
-
-def _shown(entry: AuditEntry) -> dict[str, object]:
-    return {
-        "number": entry.number,
-        "at": entry.at,
-        "actor": entry.actor,
-        "action": entry.action,
-        "subject": entry.subject,
-        "detail": msgspec.Raw(entry.detail.encode()),
-        "request_id": entry.request_id,
-        "outcome": entry.outcome,
-        "digest": entry.digest.hex(),
-    }
 
 
 def _cells(entry: AuditEntry) -> list[str]:

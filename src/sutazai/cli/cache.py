@@ -58,7 +58,8 @@ def forget(
         if bool(parts) == everything:
             raise BadRequest("Give a model, a tenant or a tag whose answers are to be forgotten, or else `--all`.")
         found = await client.ask("POST", "/admin/cache/forget", parts, shape=ForgottenAnswers)
-        sys.stdout.write(f"{found.forgotten} answers were forgotten.\n")
+        one = found.forgotten == 1
+        sys.stdout.write(f"{found.forgotten} {'answer was' if one else 'answers were'} forgotten.\n")
         return 0
 
     return run(work, url)

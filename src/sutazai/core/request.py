@@ -132,6 +132,8 @@ class Request:
     """What the client calls its conversation; empty where it did not say."""
     allowance: Allowance | None = None
     """The limits it must fit into; None where there are none."""
+    store_wait_s: float = 0.0
+    """What it has waited for the store that gateways share: all stages together have one limit."""
     avoid: str = ""
     """A node that is not to get it, because it has the same question already."""
 

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from sutazai.core.errors import BadRequest
 from sutazai.edge.pool import Pool, for_admins
 from sutazai.edge.replies import Address, json_reply
-from sutazai.ports.audit import AuditEntry
 
 DEFAULT_ENTRIES = 100
 MAX_ENTRIES = 1000
@@ -28,7 +27,7 @@ def routes(pool: Pool) -> list[Address]:
         before = _whole(http, "before", LAST_NUMBER, LAST_NUMBER)
         entries = await pool.audit.newest(limit=limit, before=before)
         is_more = len(entries) == limit and entries[-1].number > 1
-        told = [_entry(entry) for entry in entries]
+        told = [entry.plain() for entry in entries]
         return json_reply({"entries": told, "next_before": entries[-1].number if is_more else None})
 
     async def usage(http: HttpRequest) -> Response:
@@ -37,20 +36,6 @@ def routes(pool: Pool) -> list[Address]:
         return json_reply({"since": since, "usage": await pool.usage.total(since=since)})
 
     return [Address("/admin/audit", audit), Address("/admin/usage", usage)]
-
-
-def _entry(entry: AuditEntry) -> dict[str, object]:
-    return {
-        "number": entry.number,
-        "at": entry.at,
-        "actor": entry.actor,
-        "action": entry.action,
-        "subject": entry.subject,
-        "detail": msgspec.Raw(entry.detail.encode()),
-        "request_id": entry.request_id,
-        "outcome": entry.outcome,
-        "digest": entry.digest.hex(),
-    }
 
 
 def _whole(http: HttpRequest, name: str, default: int, most: int) -> int:

@@ -17,11 +17,11 @@ import structlog
 from sutazai.core.request import Priority, Request, Usage
 from sutazai.dialects.completeness import is_complete
 from sutazai.gateway.answers_in_memory import AnswersInMemory, Kept
-from sutazai.gateway.recorded import HIT_L1, Nobody, Over, Recording, Seeking, give
+from sutazai.gateway.recorded import HIT_L1, Nobody, Recording, Seeking, give
 from sutazai.gateway.second_tier import SecondTier
 from sutazai.policy.cacheability import RENEWED_FROM, CacheRules, directives_in
 from sutazai.ports.cache import Answer, AnswerStore, Forgotten
-from sutazai.ports.inference import Call, Inference, Reply
+from sutazai.ports.inference import Call, Inference, NoCall, Reply
 
 log = structlog.get_logger("sutazai.cache")
 
@@ -62,7 +62,7 @@ class Cached:
         self._clock = clock
         self._wall = wall
         self._is_public = is_public
-        self._over = Over()
+        self._over = NoCall()
         self._asking: dict[bytes, Recording] = {}
         """Who asks the nodes now, of those who asked the store before: equal requests go where these went."""
         self._renewals: set[Recording] = set()
@@ -176,7 +176,7 @@ class Cached:
 
     def _miss(self, request: Request, reply: Reply, stale: Answer | None) -> Call:
         second = self.second
-        if second is None or not second.is_running or request.fingerprint in self._asking:
+        if second is None or request.fingerprint in self._asking or not second.may_be_asked(request):
             return self.ask(request, reply, stale)
         return Seeking(self, second, request, reply, stale)
 

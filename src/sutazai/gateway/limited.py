@@ -158,8 +158,13 @@ class Limited:
     # the shared store
 
     async def _ask(self, shared: LimitStore, run: Run) -> None:
+        clock = asyncio.get_running_loop().time
+        began_at = clock()
         try:
-            verdict = await shared.take(run.bounds, run.request.id, run.amounts)
+            try:
+                verdict = await shared.take(run.bounds, run.request.id, run.amounts)
+            finally:
+                run.request.store_wait_s = clock() - began_at
         except StoreUnavailable as error:
             self._is_gone(error)
             self._judge_alone(run)

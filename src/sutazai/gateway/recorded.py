@@ -159,7 +159,7 @@ class Seeking:
         self._reply = reply
         self._stale = stale
         self._forgets = cached.forgets
-        self._search: Search | None = second.seek(request.fingerprint, self)
+        self._search: Search | None = second.seek(request, self)
 
     # Seeker
 
@@ -202,19 +202,6 @@ class Seeking:
         self._is_paused = False
         if self._call is not None:
             self._call.resume()
-
-
-class Over:
-    """The call of a request that was answered within `start`."""
-
-    def cancel(self) -> None:
-        return
-
-    def pause(self) -> None:
-        return
-
-    def resume(self) -> None:
-        return
 
 
 class Nobody:

@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from sutazai.core.errors import StoreUnavailable
+from sutazai.core.request import Request
 from sutazai.ports.cache import Answer, AnswerStore, Forgotten
 
 log = structlog.get_logger("sutazai.cache")
@@ -48,8 +49,10 @@ class Seeker(Protocol):
 class Search:
     """One question to the store, and the requests that wait for it."""
 
-    def __init__(self, fingerprint: bytes) -> None:
+    def __init__(self, fingerprint: bytes, until: float) -> None:
         self.fingerprint = fingerprint
+        self.until = until
+        """By when the store must have answered, in the event loop's seconds."""
         self.following: asyncio.Task[None] | None = None
         """Its task, while it waits for another gateway."""
         self._seekers: dict[Seeker, None] = {}
@@ -113,11 +116,21 @@ class SecondTier:
         """Whether it can be asked."""
         return self._group is not None
 
-    def seek(self, fingerprint: bytes, seeker: Seeker) -> Search:
-        """Look for an answer and tell the seeker, later. Only while it runs."""
+    def may_be_asked(self, request: Request) -> bool:
+        """Whether it runs, and what the request may still wait is enough for an answer of the store."""
+        left_s = self.limit_s - request.store_wait_s
+        if self._group is None or left_s <= 0.0:
+            return False
+        search = self._searches.get(request.fingerprint)
+        return search is None or search.until <= _now() + left_s
+
+    def seek(self, request: Request, seeker: Seeker) -> Search:
+        """Look for an answer and tell the seeker, later. Only while it `may_be_asked`."""
+        fingerprint = request.fingerprint
         search = self._searches.get(fingerprint)
         if search is None:
-            search = self._searches[fingerprint] = Search(fingerprint)
+            until = _now() + self.limit_s - request.store_wait_s
+            search = self._searches[fingerprint] = Search(fingerprint, until)
             assert self._group is not None  # noqa: S101 - the caller looked
             self._group.create_task(self._search(search), name="seek an answer")
         search.join(seeker)
@@ -169,7 +182,7 @@ class SecondTier:
         answer: Answer | None = None
         leads = False
         try:
-            async with asyncio.timeout(self.limit_s):
+            async with asyncio.timeout_at(search.until):
                 answer = await self.store.get(search.fingerprint)
                 is_wanted = answer is None or not self._is_fresh(answer)
                 leads = is_wanted and await self.store.lead(search.fingerprint, for_s=LEAD_S)
@@ -238,3 +251,7 @@ class SecondTier:
                 log.exception("store failed")
             forgotten(Forgotten())  # words may have been missed
             await asyncio.sleep(PAUSE_S)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -23,9 +23,8 @@ from sutazai.core.errors import (
 from sutazai.core.request import Head, Request, Usage
 from sutazai.dialects.question import question_of
 from sutazai.dialects.renamed import renamed
-from sutazai.gateway.recorded import Over
 from sutazai.policy.request_type import Classified, RequestType, Rule, classify
-from sutazai.ports.inference import Call, Inference, Reply
+from sutazai.ports.inference import Call, Inference, NoCall, Reply
 
 MAX_REASON = 200
 RETRY_S = 5.0
@@ -238,7 +237,7 @@ class Hop:
         return head
 
 
-_OVER = Over()
+_OVER = NoCall()
 
 
 def _another_may_do(error: SutazaiError) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
+import msgspec
+
 GENESIS = bytes(32)
 """What stands before the first entry."""
 
@@ -78,6 +80,20 @@ class AuditEntry:
     previous: bytes
     """The digest of the entry before; `GENESIS` for the first."""
     digest: bytes
+
+    def plain(self) -> dict[str, object]:
+        """As it is told in JSON, by the API and the command line."""
+        return {
+            "number": self.number,
+            "at": self.at,
+            "actor": self.actor,
+            "action": self.action,
+            "subject": self.subject,
+            "detail": msgspec.Raw(self.detail.encode()),
+            "request_id": self.request_id,
+            "outcome": self.outcome,
+            "digest": self.digest.hex(),
+        }
 
     def sealed(self) -> bytes:
         """

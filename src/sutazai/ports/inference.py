@@ -56,6 +56,19 @@ class Call(Protocol):
         """Read on."""
 
 
+class NoCall:
+    """A `Call` that ended within `start`."""
+
+    def cancel(self) -> None:
+        return
+
+    def pause(self) -> None:
+        return
+
+    def resume(self) -> None:
+        return
+
+
 class Inference(Protocol):
     """Whatever answers a request."""
 

@@ -229,16 +229,3 @@ def as_parts(head: bytes, body: bytes) -> list[bytes]:
 def _seconds(retry_after: bytes) -> float:
     """The value of `Retry-After` where it is a small number of seconds; dates are not worth the trouble."""
     return float(retry_after) if retry_after.isdigit() and len(retry_after) < 5 else 0.0
-
-
-class NoCall:
-    """A call that ended before it began."""
-
-    def cancel(self) -> None:
-        return
-
-    def pause(self) -> None:
-        return
-
-    def resume(self) -> None:
-        return

@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from sutazai.adapters.http.address import parse_address
-from sutazai.adapters.http.call import HttpCall, NoCall, Reading, as_parts
+from sutazai.adapters.http.call import HttpCall, Reading, as_parts
 from sutazai.adapters.http.client import HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
@@ -27,7 +27,7 @@ from sutazai.dialects.from_ollama import RepliesFromOllama
 from sutazai.dialects.load_options import with_context
 from sutazai.dialects.to_ollama import request_to_ollama
 from sutazai.policy.context import context_to_ask
-from sutazai.ports.inference import Call, Reply
+from sutazai.ports.inference import Call, NoCall, Reply
 from sutazai.settings.model import ModelSettings
 
 PULL_IDLE_S = 120.0

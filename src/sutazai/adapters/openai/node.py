@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from sutazai.adapters.http.address import parse_address
-from sutazai.adapters.http.call import HttpCall, NoCall, Reading, as_parts
+from sutazai.adapters.http.call import HttpCall, Reading, as_parts
 from sutazai.adapters.http.client import HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.readings import Translated, Untouched, UntouchedWhole
@@ -19,7 +19,7 @@ from sutazai.dialects.assembled import Assembled, AssembledForOllama
 from sutazai.dialects.for_llamacpp import continues_a_turn, streamed, with_forced_tool
 from sutazai.dialects.from_openai import RepliesFromOpenAI, load_reply
 from sutazai.dialects.to_openai import request_to_openai
-from sutazai.ports.inference import Call, Reply
+from sutazai.ports.inference import Call, NoCall, Reply
 
 
 class OpenAINode:
