@@ -24,6 +24,7 @@ SutazaiError
 │   └── NodeRejected       the node answered with an error status
 ├── SettingsError          the settings hold mistakes (all of them listed)
 ├── StoreUnavailable       the database did not answer
+│   └── QueueUnavailable   the broker of the queues did not answer
 └── EngineFault            the embedded engine could not start
 
 Messages say what happened in the past tense and what to do about it. Status codes live in `edge/errors.py`.
@@ -193,6 +194,10 @@ class SettingsError(SutazaiError):
 
 class StoreUnavailable(SutazaiError):
     """The database did not answer."""
+
+
+class QueueUnavailable(StoreUnavailable):
+    """The broker of the queues did not answer."""
 
 
 class EngineFault(SutazaiError):

@@ -1,0 +1,1 @@
+"""RabbitMQ: queues over aio-pika, streams over rstream."""
