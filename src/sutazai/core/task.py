@@ -477,6 +477,15 @@ def uuid_of(id: str) -> UUID:  # noqa: A002 - the id of the task
     return UUID(id.removeprefix(PREFIX))
 
 
+def is_task_id(text: str) -> bool:
+    """Whether it could be one."""
+    try:
+        created_at_of(text)
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True
+
+
 def id_of(uuid: UUID) -> str:
     """The id around a UUID."""
     return f"{PREFIX}{uuid.hex}"

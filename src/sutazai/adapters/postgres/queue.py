@@ -1,0 +1,238 @@
+"""
+The queue in a table: for one machine, and as the outbox before a broker.
+
+A row is held by one consumer at a time. Each process beats in `dispatch_consumers`; one whose beat another process has
+seen stand still for `LEASE_S` of its own monotonic time is gone, and what it held is free. No clocks are compared, and
+a database that stands still lets nobody die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import asyncpg
+import structlog
+
+from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.adapters.postgres.dispatch_rows import put, ripen
+from sutazai.adapters.postgres.ear import heard
+from sutazai.core.errors import QueueUnavailable, StoreUnavailable
+from sutazai.core.request import Priority
+from sutazai.core.task import id_of
+from sutazai.ports.queue import Delivery, Message
+
+log = structlog.get_logger("sutazai.queue")
+
+BEAT_S = 0.5
+LEASE_S = 2.0
+"""Four beats: a process whose event loop stands still for so long loses what it holds, which does no harm."""
+LOOK_S = 5.0
+"""Between two looks of a consumer that nobody woke."""
+RIPE_AT_ONCE = 1000
+MAX_LENGTH = 100_000
+CHANNEL = "sutazai_queues"
+
+
+class PostgresQueue:
+    """The `Queue` of one machine. `run` has to run beside it."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_length: int = MAX_LENGTH,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._sql = database.sql
+        self._max_length = max_length
+        self._wall = wall
+        self._clock = clock
+        self._consumers: set[PostgresConsumer] = set()
+        self._beats: dict[uuid.UUID, tuple[int, float]] = {}
+        """The last beat of each process, and when it was first seen."""
+
+    async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
+        now = self._wall()
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                room = {
+                    queue: self._max_length
+                    - await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
+                    for queue in {message.queue for message in messages}
+                }
+                refused = []
+                for message in messages:
+                    room[message.queue] -= 1
+                    if room[message.queue] < 0:
+                        refused.append(message)
+                kept = [message for message in messages if message not in refused] if refused else messages
+                await put(connection, self._sql, [(message, now) for message in kept], now=now)
+        return refused
+
+    @asynccontextmanager
+    async def consume(self, queue: str, *, prefetch: int) -> AsyncIterator[PostgresConsumer]:
+        """Read a queue; what is held at the end goes to others."""
+        consumer = PostgresConsumer(self._database, queue, prefetch)
+        self._consumers.add(consumer)
+        try:
+            yield consumer
+        finally:
+            self._consumers.discard(consumer)
+            await consumer.leave()
+
+    async def depth(self, queue: str) -> int:
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
+        return depth
+
+    async def run(self) -> None:
+        """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._wake(), name="hear of messages")
+            while True:
+                await asyncio.sleep(BEAT_S)
+                try:
+                    await self._turn()
+                except StoreUnavailable as error:
+                    log.warning("the queue was not tended", why=error.message)
+                except Exception:  # the border of one turn
+                    log.exception("the queue was not tended")
+
+    async def _wake(self) -> None:
+        async for queues in heard(self._database, CHANNEL, look_s=LOOK_S):
+            for consumer in list(self._consumers):
+                consumer.wake(queues)
+
+    async def _turn(self) -> None:
+        consumers = list(self._consumers)
+        async with self._database.transaction() as connection:
+            for consumer in consumers:
+                await consumer.beat(connection)
+            beats = {row["id"]: row["beat"] for row in await connection.fetch(self._sql["all_beats"])}
+            gone = self._gone(beats)
+            if gone:
+                await connection.execute(self._sql["drop_consumers"], gone)
+                log.warning("consumers gone; what they held is free", consumers=len(gone))
+            freed = {row["queue"] for row in await connection.fetch(self._sql["free_dispatch"])}
+            if freed:
+                await connection.execute(self._sql["tell_queues"], sorted(freed))
+            await ripen(connection, self._sql, now=self._wall(), limit=RIPE_AT_ONCE)
+
+    def _gone(self, beats: dict[uuid.UUID, int]) -> Sequence[uuid.UUID]:
+        """Those whose beat has not changed for longer than a lease, as this process has seen."""
+        now = self._clock()
+        before, self._beats = self._beats, {}
+        gone = []
+        for consumer, beat in beats.items():
+            seen_beat, since = before.get(consumer, (-1, now))
+            self._beats[consumer] = (beat, since if seen_beat == beat else now)
+            if seen_beat == beat and now - since > LEASE_S:
+                gone.append(consumer)
+        return gone
+
+
+class PostgresConsumer:
+    """One reader. Whoever calls `take` waits for word, not in a loop."""
+
+    def __init__(self, database: Database, queue: str, prefetch: int) -> None:
+        self._database = database
+        self._sql = database.sql
+        self._queue = queue
+        self._prefetch = prefetch
+        self._id: uuid.UUID | None = None
+        self._called = asyncio.Event()
+        self._held: set[int] = set()
+
+    def wake(self, queues: frozenset[str]) -> None:
+        """Look again, should these be ours, or nobody know."""
+        if not queues or self._queue in queues:
+            self._called.set()
+
+    async def beat(self, connection: Connection) -> None:
+        """Say that we are there. Where we were taken for gone, we hold nothing any more and begin anew."""
+        if self._id is not None and await connection.fetchval(self._sql["beat_consumer"], self._id) is None:
+            self._id = None
+            self._held.clear()
+
+    async def take(self, at_most: int) -> Sequence[Delivery]:
+        while True:
+            self._called.clear()
+            found = await self._look(min(at_most, self._prefetch - len(self._held)))
+            if found:
+                return found
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._called.wait()
+
+    async def _look(self, at_most: int) -> Sequence[Delivery]:
+        if at_most <= 0:
+            return ()
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                consumer = self._id
+                if consumer is None:
+                    consumer = uuid.uuid4()
+                    await connection.execute(self._sql["enter_consumer"], consumer)
+                rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
+        self._id = consumer
+        self._held.update(row["id"] for row in rows)
+        return [self._delivery(row) for row in rows]
+
+    def _delivery(self, row: asyncpg.Record) -> Delivery:
+        number, task, tenant, agent, priority, deliveries = row
+        message = Message(
+            task="" if task is None else id_of(task),
+            queue=self._queue,
+            tenant=tenant,
+            agent=agent,
+            priority=Priority(priority),
+        )
+        return Delivery(message=message, tag=number, is_redelivered=deliveries > 1, count=deliveries - 1)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        await self._end("ack_dispatch", deliveries)
+
+    async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        await self._end("hand_back_dispatch", deliveries, tells=True)
+
+    async def leave(self) -> None:
+        """Free what is held; where the database is away, the others will see that we are gone."""
+        consumer, self._id = self._id, None
+        if consumer is None:
+            return
+        with suppress(StoreUnavailable):
+            async with self._database.transaction() as connection:
+                freed = {row["queue"] for row in await connection.fetch(self._sql["leave_dispatch"], consumer)}
+                await connection.execute(self._sql["drop_consumers"], [consumer])
+                await connection.execute(self._sql["tell_queues"], sorted(freed))
+
+    async def _end(self, statement: str, deliveries: Sequence[Delivery], *, tells: bool = False) -> None:
+        held = [delivery.tag for delivery in deliveries if delivery.tag in self._held]
+        if not held:
+            return
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                await connection.execute(self._sql[statement], held, self._id)
+                if tells:
+                    await connection.execute(self._sql["tell_queues"], [self._queue])
+        self._held.difference_update(held)
+        self._called.set()
+
+
+class _as_queue:  # noqa: N801 - reads as a word in a `with`
+    """Raises what the database raised as `QueueUnavailable`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StoreUnavailable) and not isinstance(error, QueueUnavailable):
+            raise QueueUnavailable(error.message) from error

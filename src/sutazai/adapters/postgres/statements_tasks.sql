@@ -1,0 +1,216 @@
+-- Every statement of tasks, events and the dispatch table, in the form of `statements.sql`.
+
+-- name: claim_task_keys
+INSERT INTO task_keys (tenant, key, task)
+SELECT tenant, key, task FROM unnest($1::text[], $2::text[], $3::uuid[]) AS news (tenant, key, task)
+ORDER BY tenant, key
+ON CONFLICT DO NOTHING
+RETURNING task
+
+-- name: tasks_of_keys
+SELECT keys.tenant, keys.key, keys.task
+FROM task_keys AS keys
+JOIN unnest($1::text[], $2::text[]) AS asked (tenant, key) USING (tenant, key)
+
+-- name: insert_tasks
+INSERT INTO tasks (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version, waits_for,
+    run_at, deadline, reason, error, ended_at)
+SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+    $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
+    $15::text[], $16::text[], $17::timestamptz[])
+
+-- name: append_events
+INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
+SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::text[],
+    $8::timestamptz[])
+
+-- name: lock_tasks
+-- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
+SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
+    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
+WHERE tasks.deleted_at IS NULL
+ORDER BY tasks.id
+FOR UPDATE OF tasks
+
+-- name: tasks_by_id
+SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
+    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+FROM unnest($2::uuid[], $3::timestamptz[]) AS asked (id, created_at)
+JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
+WHERE tasks.deleted_at IS NULL AND ($1::text IS NULL OR tasks.tenant = $1)
+
+-- name: tasks_page
+SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
+    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+FROM tasks
+WHERE deleted_at IS NULL
+    AND ($1::text IS NULL OR tenant = $1)
+    AND ($2::uuid IS NULL OR id < $2)
+    AND ($3::text IS NULL OR status = $3)
+    AND ($4::text = '' OR agent = $4)
+    AND ($5::uuid IS NULL OR parent = $5)
+    AND ($6::text = '' OR user_id = $6)
+ORDER BY id DESC
+LIMIT $7
+
+-- name: save_tasks
+UPDATE tasks SET
+    version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
+    deliveries = news.deliveries, waits_for = news.waits_for, worker = news.worker,
+    is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
+    progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
+    tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
+FROM unnest(
+    $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
+    $8::integer[], $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
+    $16::text[], $17::bigint[], $18::timestamptz[], $19::timestamptz[]
+) AS news (id, created_at, version, status, run_at, attempts, deliveries, waits_for, worker, is_cancelling, result,
+    result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
+WHERE tasks.id = news.id AND tasks.created_at = news.created_at
+
+-- name: called_off
+-- Attempts that are to be cancelled or that another attempt has followed.
+SELECT tasks.id
+FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS held (id, created_at, fence)
+JOIN tasks ON tasks.id = held.id AND tasks.created_at = held.created_at
+WHERE tasks.is_cancelling OR tasks.deliveries <> held.fence OR tasks.status <> 'processing'
+
+-- name: past_deadline
+SELECT id FROM tasks
+WHERE deadline <= $1 AND status IN ('waiting', 'pending')
+ORDER BY deadline
+LIMIT $2
+
+-- name: unfinished_children
+SELECT id FROM tasks
+WHERE parent = ANY ($1::uuid[]) AND status IN ('waiting', 'pending', 'processing')
+
+-- name: add_waits
+INSERT INTO task_waits (waits_for, waiter, needs_success)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::boolean[])
+ON CONFLICT DO NOTHING
+
+-- name: end_waits
+DELETE FROM task_waits WHERE waits_for = ANY ($1::uuid[]) RETURNING waits_for, waiter, needs_success
+
+-- name: events_of_task
+SELECT position, task, version, tenant, kind, schema, at, data
+FROM events
+WHERE task = $1 AND created_at = $2 AND version > $3 AND ($4::text IS NULL OR tenant = $4)
+ORDER BY version
+LIMIT $5
+
+-- name: tail_events
+-- Below the oldest transaction under way nothing can come any more.
+SELECT position, task, version, tenant, kind, schema, at, data
+FROM events
+WHERE position > $1 AND transaction < pg_snapshot_xmin(pg_current_snapshot())
+    AND position < coalesce(
+        (SELECT min(position) FROM events
+            WHERE position > $1 AND transaction >= pg_snapshot_xmin(pg_current_snapshot())),
+        9223372036854775807)
+ORDER BY position
+LIMIT $2
+
+-- name: tell_tasks
+SELECT pg_notify('sutazai_tasks', $1)
+
+-- name: tell_queues
+SELECT pg_notify('sutazai_queues', queue) FROM unnest($1::text[]) AS told (queue)
+
+-- name: put_dispatch
+-- Fair among tenants by start-time fair queueing (Goyal, Vin, Cheng 1996): each tenant's next turn is one step of
+-- 1/weight after its last one, or after the turn that is being served where it was idle. A queue that is empty is
+-- served at the highest turn ever given.
+WITH news AS (
+    SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
+        WITH ORDINALITY AS given (queue, task, tenant, agent, priority, available_at, place)
+), sizes AS (
+    SELECT queue, tenant, count(*) AS size FROM news GROUP BY queue, tenant
+), served AS (
+    SELECT queue, coalesce(
+        (SELECT min(head.turn) FROM generate_series(0, 2) AS level (priority) CROSS JOIN LATERAL (
+            SELECT turn FROM dispatch
+            WHERE dispatch.queue = named.queue AND dispatch.priority = level.priority AND is_due AND consumer IS NULL
+            ORDER BY turn LIMIT 1
+        ) AS head),
+        (SELECT max(turn) FROM dispatch_turns WHERE dispatch_turns.queue = named.queue),
+        0) AS turn
+    FROM (SELECT DISTINCT queue FROM sizes) AS named
+), steps AS (
+    SELECT queue, tenant, size, 1 / coalesce(tenants.weight, 1) AS step, served.turn
+    FROM sizes JOIN served USING (queue) LEFT JOIN tenants ON tenants.name = sizes.tenant
+), turns AS (
+    INSERT INTO dispatch_turns AS kept (queue, tenant, turn)
+    SELECT queue, tenant, turn + size * step FROM steps ORDER BY queue, tenant
+    ON CONFLICT (queue, tenant) DO UPDATE
+        SET turn = greatest(kept.turn, excluded.turn - (
+            SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant
+        )) + (SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant)
+    RETURNING queue, tenant, turn
+)
+INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at)
+SELECT news.queue, news.task, news.tenant, news.agent, news.priority,
+    turns.turn - steps.step * (steps.size - row_number() OVER (PARTITION BY news.queue, news.tenant ORDER BY place)),
+    news.available_at <= $7, news.available_at
+FROM news JOIN turns USING (queue, tenant) JOIN steps USING (queue, tenant)
+ORDER BY place
+
+-- name: take_dispatch
+WITH picked AS (
+    SELECT id FROM dispatch
+    WHERE queue = $1 AND is_due AND consumer IS NULL
+        AND EXISTS (SELECT FROM dispatch_consumers WHERE dispatch_consumers.id = $3)
+    ORDER BY priority, turn, id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE dispatch SET consumer = $3, deliveries = deliveries + 1
+    FROM picked
+    WHERE dispatch.id = picked.id
+    RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
+)
+SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
+
+-- name: ack_dispatch
+DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2
+
+-- name: hand_back_dispatch
+UPDATE dispatch SET consumer = NULL WHERE id = ANY ($1::bigint[]) AND consumer = $2 RETURNING queue
+
+-- name: leave_dispatch
+UPDATE dispatch SET consumer = NULL WHERE consumer = $1 RETURNING queue
+
+-- name: ripe_dispatch
+DELETE FROM dispatch
+WHERE id IN (
+    SELECT id FROM dispatch WHERE NOT is_due AND available_at <= $1
+    ORDER BY available_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+RETURNING id, queue, task, tenant, agent, priority, available_at
+
+-- name: depth_dispatch
+SELECT count(*) FROM (SELECT FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL LIMIT $2) AS waiting
+
+-- name: enter_consumer
+INSERT INTO dispatch_consumers (id) VALUES ($1)
+
+-- name: beat_consumer
+UPDATE dispatch_consumers SET beat = beat + 1 WHERE id = $1 RETURNING beat
+
+-- name: all_beats
+SELECT id, beat FROM dispatch_consumers
+
+-- name: drop_consumers
+DELETE FROM dispatch_consumers WHERE id = ANY ($1::uuid[])
+
+-- name: free_dispatch
+-- What is held by nobody who is there.
+UPDATE dispatch SET consumer = NULL
+WHERE consumer IS NOT NULL AND NOT EXISTS (SELECT FROM dispatch_consumers WHERE id = consumer)
+RETURNING queue

@@ -1,0 +1,129 @@
+"""
+One transaction of changes to tasks: rows are locked, events are applied by the rules of `core.task`, and rows, events
+and word for the queue are written together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.adapters.postgres.dispatch_rows import put
+from sutazai.adapters.postgres.task_rows import Columns, changed_rows, keys, new_rows, task_of
+from sutazai.core.task import (
+    Event,
+    Failed,
+    FailureReason,
+    IllegalChange,
+    Released,
+    Task,
+    TaskStatus,
+    after,
+    id_of,
+    uuid_of,
+)
+from sutazai.ports.queue import Message
+from sutazai.ports.task_events import encode
+
+MAX_TOLD = 200
+"""Ids in one notification; PostgreSQL takes 8,000 bytes."""
+
+
+class TaskChanges:
+    """What one transaction does, gathered until `write`."""
+
+    def __init__(self, connection: Connection, database: Database, now: datetime) -> None:
+        self._connection = connection
+        self._sql = database.sql
+        self._now = now
+        self._tasks: dict[str, Task] = {}
+        self._new: dict[str, Task] = {}
+        self._changed: dict[str, Task] = {}
+        self._events: list[tuple[Task, Event]] = []
+
+    async def lock(self, ids: Sequence[str]) -> None:
+        """Lock these, and know them as they stand; those that are not there stay unknown."""
+        unknown = sorted({task_id for task_id in ids if task_id not in self._tasks})
+        if unknown:
+            rows = await self._connection.fetch(self._sql["lock_tasks"], *keys(unknown))
+            self._tasks.update((task.id, task) for task in map(task_of, rows))
+
+    def get(self, task_id: str) -> Task | None:
+        """A locked task, with what happened to it in this transaction."""
+        return self._tasks.get(task_id)
+
+    def submit(self, task_id: str, event: Event) -> Task:
+        """A new task."""
+        task = after(None, event, id=task_id, at=self._now)
+        self._tasks[task_id] = self._new[task_id] = task
+        self._events.append((task, event))
+        return task
+
+    def apply(self, task_id: str, event: Event) -> Task | None:
+        """Let it happen to a locked task; None where it could not."""
+        before = self._tasks.get(task_id)
+        try:
+            task = after(before, event, id=task_id, at=self._now)
+        except IllegalChange:
+            return None
+        self._tasks[task_id] = task
+        (self._new if task_id in self._new else self._changed)[task_id] = task
+        self._events.append((task, event))
+        return task
+
+    async def release_waiters(self) -> None:
+        """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
+        ended = [task.id for task in self._touched() if task.status.is_end]
+        while ended:
+            rows = await self._connection.fetch(self._sql["end_waits"], [uuid_of(task_id) for task_id in ended])
+            await self.lock([id_of(row["waiter"]) for row in rows])
+            ended = []
+            for row in rows:
+                task = self.apply(id_of(row["waiter"]), self._release(id_of(row["waits_for"]), row["needs_success"]))
+                if task is not None and task.status.is_end:
+                    ended.append(task.id)
+
+    def _release(self, task_id: str, needs_success: bool) -> Event:
+        ended = self._tasks[task_id]
+        if needs_success and ended.status is not TaskStatus.COMPLETED:
+            why = f"{task_id}, which it waited for, is {ended.status.value}: {ended.error or 'it was ended on request'}"
+            return Failed(0, FailureReason.DEPENDENCY, why)
+        return Released(task_id)
+
+    async def write(self) -> None:
+        """Everything, and tell who listens."""
+        if self._new:
+            await self._connection.execute(self._sql["insert_tasks"], *new_rows(list(self._new.values())))
+        if self._changed:
+            await self._connection.execute(self._sql["save_tasks"], *changed_rows(list(self._changed.values())))
+        if not self._events:
+            return
+        await self._connection.execute(self._sql["append_events"], *self._event_columns())
+        last_events = {task.id: event for task, event in self._events}
+        pending = [task for task in self._touched() if task.status is TaskStatus.PENDING and task.id in last_events]
+        await put(
+            self._connection,
+            self._sql,
+            [(_word(task), task.run_at) for task in pending],
+            now=self._now,
+        )
+        told = ",".join(uuid_of(task_id).hex for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
+        await self._connection.execute(self._sql["tell_tasks"], told)
+
+    def _touched(self) -> Sequence[Task]:
+        return [*self._new.values(), *self._changed.values()]
+
+    def _event_columns(self) -> Columns:
+        columns: Columns = [[] for _ in range(8)]
+        for task, event in self._events:
+            kind, schema, data = encode(event)
+            row = (uuid_of(task.id), task.version, task.draft.tenant, kind, schema, self._now, data, task.created_at)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+        return columns
+
+
+def _word(task: Task) -> Message:
+    draft = task.draft
+    return Message(task=task.id, queue=draft.queue, tenant=draft.tenant, agent=draft.agent, priority=draft.priority)

@@ -1,0 +1,117 @@
+"""Tasks as rows and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, id_of, is_task_id, uuid_of
+from sutazai.ports.task_events import KeptEvent
+
+Columns = list[list[Any]]
+"""Arrays for `unnest`, one a column."""
+
+_draft = msgspec.json.Decoder(TaskDraft)
+_encoder = msgspec.json.Encoder()
+
+
+def task_of(row: asyncpg.Record) -> Task:
+    """The task in a row."""
+    return Task(
+        id=id_of(row["id"]),
+        draft=_draft.decode(row["draft"]),
+        version=row["version"],
+        status=TaskStatus(row["status"]),
+        created_at=row["created_at"],
+        run_at=row["run_at"],
+        attempts=row["attempts"],
+        deliveries=row["deliveries"],
+        waits_for=row["waits_for"],
+        worker=row["worker"],
+        is_cancelling=row["is_cancelling"],
+        result=row["result"],
+        result_object=row["result_object"],
+        progress=row["progress"],
+        checkpoint=row["checkpoint"],
+        reason=None if row["reason"] is None else FailureReason(row["reason"]),
+        error=row["error"],
+        tokens=row["tokens"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+def event_of(row: asyncpg.Record) -> KeptEvent:
+    """The event in a row."""
+    return KeptEvent(**{**row, "task": id_of(row["task"])})
+
+
+def new_rows(tasks: Sequence[Task]) -> Columns:
+    """For `insert_tasks`."""
+    drafts = [task.draft for task in tasks]
+    return [
+        [uuid_of(task.id) for task in tasks],
+        [task.created_at for task in tasks],
+        [draft.tenant for draft in drafts],
+        [draft.user for draft in drafts],
+        [draft.agent for draft in drafts],
+        [draft.queue for draft in drafts],
+        [task.status.value for task in tasks],
+        [draft.priority.value for draft in drafts],
+        [uuid_of(draft.parent) if draft.parent else None for draft in drafts],
+        [_encoder.encode(draft).decode() for draft in drafts],
+        [task.version for task in tasks],
+        [task.waits_for for task in tasks],
+        [task.run_at for task in tasks],
+        [draft.deadline for draft in drafts],
+        [None if task.reason is None else task.reason.value for task in tasks],
+        [task.error for task in tasks],
+        [task.ended_at for task in tasks],
+    ]
+
+
+def changed_rows(tasks: Sequence[Task]) -> Columns:
+    """For `save_tasks`."""
+    return [
+        [uuid_of(task.id) for task in tasks],
+        [task.created_at for task in tasks],
+        [task.version for task in tasks],
+        [task.status.value for task in tasks],
+        [task.run_at for task in tasks],
+        [task.attempts for task in tasks],
+        [task.deliveries for task in tasks],
+        [task.waits_for for task in tasks],
+        [task.worker for task in tasks],
+        [task.is_cancelling for task in tasks],
+        [task.result for task in tasks],
+        [task.result_object for task in tasks],
+        [task.progress for task in tasks],
+        [task.checkpoint for task in tasks],
+        [None if task.reason is None else task.reason.value for task in tasks],
+        [task.error for task in tasks],
+        [task.tokens for task in tasks],
+        [task.started_at for task in tasks],
+        [task.ended_at for task in tasks],
+    ]
+
+
+def keys(ids: Sequence[str]) -> Columns:
+    """The columns that find tasks; ids that are none are left out."""
+    found = [task_id for task_id in ids if is_task_id(task_id)]
+    return [[uuid_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
+
+
+async def read(database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
+    """Those of the tenant, or of any."""
+    async with database.transaction() as connection:
+        return await read_in(connection, database, tenant, ids)
+
+
+async def read_in(connection: Connection, database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
+    """The same within a transaction."""
+    rows = await connection.fetch(database.sql["tasks_by_id"], tenant, *keys(ids))
+    return [task_of(row) for row in rows]

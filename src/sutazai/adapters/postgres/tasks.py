@@ -1,0 +1,290 @@
+"""Tasks in PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import asyncpg
+
+from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.adapters.postgres.ear import heard
+from sutazai.adapters.postgres.task_changes import TaskChanges
+from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
+from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.task import (
+    CancelAsked,
+    Cancelled,
+    Failed,
+    FailureReason,
+    Requeued,
+    Submitted,
+    Task,
+    TaskDraft,
+    TaskStatus,
+    created_at_of,
+    id_of,
+    is_task_id,
+    task_id,
+    uuid_of,
+)
+from sutazai.policy.tasks import on_delivery
+from sutazai.ports.task_events import KeptEvent
+from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
+
+T = TypeVar("T")
+
+LOOK_S = 5.0
+CHANNEL = "sutazai_tasks"
+TRIES = 5
+"""Of two transactions that wait for each other PostgreSQL ends one, which then has its turn."""
+RETRY_AFTER_S = 5.0
+
+
+class PostgresTaskStore:
+    """The `TaskStore` of production."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_length: int,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database = database
+        self._sql = database.sql
+        self._max_length = max_length
+        self._wall = wall
+
+    async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
+        return await self._in_turn(lambda changes, connection: self._submit(changes, connection, drafts))
+
+    async def _submit(self, changes: TaskChanges, connection: Connection, drafts: Sequence[TaskDraft]) -> list[Task]:
+        await self._check_room(connection, drafts)
+        known = await self._known(connection, drafts)
+        await changes.lock([before for draft in drafts for before in draft.after])
+        made: list[Task] = []
+        for draft, (new_id, existing) in zip(drafts, known, strict=True):
+            made.append(existing or changes.get(new_id) or await self._make(changes, connection, draft, new_id))
+        return made
+
+    async def _make(self, changes: TaskChanges, connection: Connection, draft: TaskDraft, new_id: str) -> Task:
+        before = {waited: changes.get(waited) for waited in draft.after}
+        for waited, task in before.items():
+            if task is None or task.draft.tenant != draft.tenant:
+                raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
+        open_ = [task for task in before.values() if task is not None and not task.status.is_end]
+        task = changes.submit(new_id, Submitted(draft, len(open_)))
+        lost = [one for one in before.values() if one and one.status in {TaskStatus.FAILED, TaskStatus.CANCELLED}]
+        if lost:
+            why = f"{lost[0].id}, which it was to wait for, is {lost[0].status.value}."
+            return changes.apply(new_id, Failed(0, FailureReason.DEPENDENCY, why)) or task
+        waits = [uuid_of(one.id) for one in open_]
+        if waits:
+            await connection.execute(self._sql["add_waits"], waits, [uuid_of(new_id)] * len(waits), [True] * len(waits))
+        return task
+
+    async def _check_room(self, connection: Connection, drafts: Sequence[TaskDraft]) -> None:
+        for queue in {draft.queue for draft in drafts}:
+            depth = await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
+            if depth >= self._max_length:
+                raise Overloaded(
+                    f"The queue {queue!r} held {depth:,} tasks, all that it may. Nothing was kept; send it later.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+
+    async def _known(self, connection: Connection, drafts: Sequence[TaskDraft]) -> Sequence[tuple[str, Task | None]]:
+        """For each draft the id that it is to have, and the task where there is one already."""
+        ids = [new_id() for _ in drafts]
+        keyed: dict[tuple[str, str], str] = {}
+        for place, draft in enumerate(drafts):
+            if draft.idempotency_key:
+                ids[place] = keyed.setdefault((draft.tenant, draft.idempotency_key), ids[place])
+        if not keyed:
+            return [(one, None) for one in ids]
+        columns = [[tenant for tenant, _ in keyed], [key for _, key in keyed]]
+        claimed = await connection.fetch(
+            self._sql["claim_task_keys"], *columns, [uuid_of(one) for one in keyed.values()]
+        )
+        ours = {id_of(row["task"]) for row in claimed}
+        rows = await connection.fetch(self._sql["tasks_of_keys"], *columns)
+        of_key = {(row["tenant"], row["key"]): id_of(row["task"]) for row in rows}
+        others = [one for one in of_key.values() if one not in ours]
+        tasks = {task.id: task for task in await read_in(connection, self._database, None, others)}
+        ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
+        return [(one, tasks.get(one)) for one in ids]
+
+    async def get(self, tenant: str, task_id: str) -> Task | None:
+        found = await self.several(tenant, [task_id])
+        return found[0] if found else None
+
+    async def several(self, tenant: str, task_ids: Sequence[str]) -> Sequence[Task]:
+        return await read(self._database, tenant, task_ids)
+
+    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                self._sql["tasks_page"],
+                tenant,
+                uuid_of(before) if before else None,
+                None if which.status is None else which.status.value,
+                which.agent,
+                uuid_of(which.parent) if which.parent else None,
+                which.user,
+                limit,
+            )
+        return [task_of(row) for row in rows]
+
+    async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
+        async def work(changes: TaskChanges, _: Connection) -> list[Task | Refused]:
+            await changes.lock([start.task for start in starts])
+            return [self._begin(changes, start, worker, delivery_limit) for start in starts]
+
+        return await self._in_turn(work)
+
+    def _begin(self, changes: TaskChanges, start: Start, worker: str, delivery_limit: int) -> Task | Refused:
+        task = changes.get(start.task)
+        if task is None:
+            return Refused(task=start.task, why="it is not there")
+        decision = on_delivery(
+            task, worker=worker, may_take_over=start.may_take_over, delivery_limit=delivery_limit, now=self._wall()
+        )
+        if isinstance(decision, str):
+            return Refused(task=start.task, why=decision)
+        begun = changes.apply(start.task, decision)
+        if begun is None or begun.status is not TaskStatus.PROCESSING:
+            return Refused(task=start.task, why=f"it was ended: {begun.error if begun else 'it changed meanwhile'}")
+        return begun
+
+    async def change(self, changes: Sequence[Change]) -> Sequence[Task | None]:
+        async def work(under_way: TaskChanges, connection: Connection) -> list[Task | None]:
+            await under_way.lock([change.task for change in changes])
+            return [under_way.apply(change.task, change.event) for change in changes]
+
+        return await self._in_turn(work)
+
+    async def suspend(self, change: Change, waits_for: Sequence[str]) -> Task | None:
+        """
+        Let a task wait for others; those that have ended by now are not waited for.
+
+        The event's own number is not looked at: the one counted here is.
+        """
+
+        async def work(changes: TaskChanges, connection: Connection) -> Task | None:
+            await changes.lock([change.task, *waits_for])
+            open_ = [
+                task
+                for task in map(changes.get, dict.fromkeys(waits_for))
+                if task is not None and not task.status.is_end
+            ]
+            event = change.event.__class__(change.event.fence, len(open_), change.event.tokens)  # type: ignore[attr-defined,call-arg]
+            task = changes.apply(change.task, event)
+            if task is not None and open_:
+                waits = [uuid_of(one.id) for one in open_]
+                await connection.execute(
+                    self._sql["add_waits"], waits, [uuid_of(change.task)] * len(waits), [False] * len(waits)
+                )
+            return task
+
+        return await self._in_turn(work)
+
+    async def cancel(self, tenant: str | None, task_id: str) -> Task | None:
+        async def work(changes: TaskChanges, _: Connection) -> Task | None:
+            await changes.lock([task_id])
+            task = changes.get(task_id)
+            if task is None or tenant not in {None, task.draft.tenant}:
+                return None
+            return (
+                changes.apply(task_id, CancelAsked() if task.status is TaskStatus.PROCESSING else Cancelled()) or task
+            )
+
+        cancelled = await self._in_turn(work)
+        if cancelled is not None:
+            for child in await self._children(task_id):
+                await self.cancel(tenant, child)
+        return cancelled
+
+    async def _children(self, parent: str) -> Sequence[str]:
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(self._sql["unfinished_children"], [uuid_of(parent)])
+        return [id_of(row["id"]) for row in rows]
+
+    async def requeue(self, tenant: str | None, task_id: str) -> Task | None:
+        async def work(changes: TaskChanges, _: Connection) -> Task | None:
+            await changes.lock([task_id])
+            task = changes.get(task_id)
+            if task is None or tenant not in {None, task.draft.tenant}:
+                return None
+            again = changes.apply(task_id, Requeued(self._wall()))
+            if again is None:
+                raise Conflict(f"{task_id} is {task.status.value}; only failed and cancelled tasks can be retried.")
+            return again
+
+        return await self._in_turn(work)
+
+    async def called_off(self, held: Sequence[tuple[str, int]]) -> Sequence[str]:
+        async with self._database.transaction() as connection:
+            columns = keys([task for task, _ in held])
+            rows = await connection.fetch(self._sql["called_off"], *columns, [fence for _, fence in held])
+        return [id_of(row["id"]) for row in rows]
+
+    async def expire(self, now: datetime, *, limit: int) -> int:
+        async def work(changes: TaskChanges, connection: Connection) -> int:
+            rows = await connection.fetch(self._sql["past_deadline"], now, limit)
+            late = [id_of(row["id"]) for row in rows]
+            await changes.lock(late)
+            event = Failed(0, FailureReason.DEADLINE, "Its deadline was over before it was started.")
+            return sum(changes.apply(one, event) is not None for one in late)
+
+        return await self._in_turn(work)
+
+    async def events(self, tenant: str | None, task_id: str, *, after: int = 0, limit: int) -> Sequence[KeptEvent]:
+        if not is_task_id(task_id):
+            return ()
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                self._sql["events_of_task"], uuid_of(task_id), created_at_of(task_id), after, tenant, limit
+            )
+        return [event_of(row) for row in rows]
+
+    async def tail(self, *, after: int, limit: int) -> Sequence[KeptEvent]:
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(self._sql["tail_events"], after, limit)
+        return [event_of(row) for row in rows]
+
+    async def changed(self) -> AsyncIterator[frozenset[str]]:
+        async for payloads in heard(self._database, CHANNEL, look_s=LOOK_S):
+            yield frozenset(f"task_{one}" for payload in payloads for one in payload.split(","))
+
+    async def _in_turn(self, work: Callable[[TaskChanges, Connection], Awaitable[T]]) -> T:
+        """A transaction of changes; again where it met another in a circle."""
+        for _ in range(TRIES - 1):
+            with suppress(_Circle):
+                return await self._once(work)
+        return await self._once(work)
+
+    async def _once(self, work: Callable[[TaskChanges, Connection], Awaitable[T]]) -> T:
+        try:
+            async with self._database.transaction() as connection:
+                changes = TaskChanges(connection, self._database, self._wall())
+                done = await work(changes, connection)
+                await changes.release_waiters()
+                await changes.write()
+            return done
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
+                raise _Circle(error.message) from error
+            raise
+
+
+class _Circle(StoreUnavailable):
+    """Another transaction was let go first."""
+
+
+def new_id() -> str:
+    """An id of now."""
+    return task_id(time.time(), int.from_bytes(os.urandom(10)) >> 6)

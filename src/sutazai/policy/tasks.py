@@ -1,0 +1,66 @@
+"""What becomes of a task that is delivered, and of one whose attempt failed."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sutazai.core.task import (
+    Cancelled,
+    Event,
+    Failed,
+    FailureReason,
+    HandedBack,
+    Retried,
+    Started,
+    Task,
+    TaskStatus,
+)
+
+FIRST_PAUSE_S = 1.0
+"""Upper bound of the pause before the second attempt; doubles with each."""
+LONGEST_PAUSE_S = 300.0
+FINAL = frozenset({FailureReason.UNREADABLE, FailureReason.UNKNOWN_AGENT, FailureReason.BUDGET, FailureReason.DEADLINE})
+"""Trying again would end the same way."""
+
+
+def on_delivery(task: Task, *, worker: str, may_take_over: bool, delivery_limit: int, now: datetime) -> Event | str:
+    """What to do with a task that was delivered to a worker: an event, or in words why there is nothing to do."""
+    if task.status.is_end:
+        return f"it is {task.status.value}"
+    if task.status is TaskStatus.WAITING:
+        return "it waits for other tasks"
+    is_under_way = task.status is TaskStatus.PROCESSING
+    if is_under_way and not may_take_over:
+        return f"{task.worker} works on it"
+    fence = task.deliveries if is_under_way else 0
+    if task.is_cancelling:
+        return Cancelled(fence)
+    if task.draft.deadline is not None and task.draft.deadline <= now:
+        return Failed(fence, FailureReason.DEADLINE, "Its deadline was over before it was started.")
+    if task.deliveries >= delivery_limit:
+        why = f"It was started {task.deliveries} times and its workers did not live to its end."
+        return Failed(fence, FailureReason.DELIVERY_LIMIT, why)
+    return Started(worker, task.deliveries + 1)
+
+
+def on_failure(task: Task, reason: FailureReason, error: str, *, tokens: int, now: datetime, random: float) -> Event:
+    """
+    Another attempt after a pause, or a dead letter.
+
+    Args:
+        random: from 0 to 1. The pause is a random part of a bound that doubles ("full jitter": Brooker, "Exponential
+            backoff and jitter", AWS 2015), so that tasks which failed together do not come back together.
+    """
+    fence = task.deliveries
+    if reason in FINAL or task.attempts + 1 >= task.draft.max_attempts:
+        return Failed(fence, reason, error, tokens)
+    bound_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**task.attempts)
+    run_at = now + timedelta(seconds=bound_s * random)
+    if task.draft.deadline is not None and run_at >= task.draft.deadline:
+        return Failed(fence, reason, error, tokens)
+    return Retried(fence, reason, error, run_at, tokens)
+
+
+def on_leaving(task: Task, *, tokens: int, now: datetime) -> Event:
+    """A worker stops before the end: somebody else starts it at once."""
+    return HandedBack(task.deliveries, now, tokens)
