@@ -119,6 +119,14 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "max_bytes": SIZE,
         "max_per_tenant": COUNT,
     },
+    model.Tasks: {
+        "slots": Range(1, 10_000),
+        "llm_slots": Range(1, 10_000),
+        "max_length": COUNT,
+        "delivery_limit": Range(1, 1000),
+        "drain_s": PAUSE_S,
+        "max_rss_bytes": Range(0),
+    },
     model.Breaker: {
         "window_s": LIMIT_S,
         "minimum_requests": COUNT,

@@ -349,6 +349,43 @@ class Sessions(Group, frozen=True):
     """Sessions of one tenant at a time."""
 
 
+class Tasks(Group, frozen=True):
+    """Durable work of agents."""
+
+    worker: bool = True
+    """Run a worker inside `sutazai up`. `sutazai worker` runs one by itself, `sutazai gateway` never does."""
+
+    agents: tuple[str, ...] = ()
+    """Run only these agents in workers. Empty: all that are installed."""
+
+    slots: int = 32
+    """Attempts that one worker has under way for the queue `task_processing`, and for each queue of its own."""
+
+    llm_slots: int = 8
+    """The same for `llm_inference`, whose tasks mostly wait for models."""
+
+    model: str = "auto"
+    """The model that agents ask where neither they nor the task name one."""
+
+    max_length: int = 100_000
+    """Tasks that may wait in one queue; past it submitters are told to come back, and nothing is dropped."""
+
+    delivery_limit: int = 20
+    """A task whose workers died so often is taken for the cause and becomes a dead letter."""
+
+    drain_s: float = 30.0
+    """On SIGTERM, seconds for attempts to end; after that others start them again."""
+
+    max_rss_bytes: int = 0
+    """A worker past this much memory ends its attempts and begins anew. 0: never."""
+
+    gateway_url: str = ""
+    """Where `sutazai worker` finds a gateway for its agents. Empty: on this machine, as `[server]` says."""
+
+    gateway_key: Secret | None = None
+    """The admin key that it shows there, so that each task's own tenant pays."""
+
+
 class Breaker(Group, frozen=True):
     """When a model on a node is left alone for a while."""
 
@@ -480,6 +517,7 @@ class Settings(Group, frozen=True):
     redis: Redis = Redis()
     limits: LimitSettings = LimitSettings()
     sessions: Sessions = Sessions()
+    tasks: Tasks = Tasks()
     breaker: Breaker = Breaker()
     health: HealthSettings = HealthSettings()
     retry: Retry = Retry()

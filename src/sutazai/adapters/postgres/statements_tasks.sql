@@ -214,3 +214,12 @@ DELETE FROM dispatch_consumers WHERE id = ANY ($1::uuid[])
 UPDATE dispatch SET consumer = NULL
 WHERE consumer IS NOT NULL AND NOT EXISTS (SELECT FROM dispatch_consumers WHERE id = consumer)
 RETURNING queue
+
+-- name: lock_message_name
+SELECT pg_advisory_xact_lock(5461333, hashtext($1 || chr(1) || $2))
+
+-- name: send_message
+INSERT INTO agent_messages (tenant, name, sender, body) VALUES ($1, $2, $3, $4) RETURNING number
+
+-- name: received_messages
+SELECT number, body FROM agent_messages WHERE tenant = $1 AND name = $2 AND number > $3 ORDER BY number LIMIT 1000

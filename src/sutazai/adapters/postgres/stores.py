@@ -13,12 +13,17 @@ from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
+from sutazai.adapters.postgres.messages import PostgresMessageStore
+from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
+from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.messages import MessageStore
 from sutazai.ports.sessions import SessionStore
+from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.settings.model import Database as DatabaseSettings
 from sutazai.settings.secret import Secret
@@ -33,21 +38,26 @@ class Stores:
     tenants: TenantStore
     audit: AuditLog
     sessions: SessionStore
+    tasks: TaskStore
+    queue: PostgresQueue
+    messages: MessageStore
 
 
 @asynccontextmanager
-async def open_stores(settings: DatabaseSettings, data_dir: Path) -> AsyncIterator[Stores]:
+async def open_stores(
+    settings: DatabaseSettings, data_dir: Path, *, max_length: int = MAX_LENGTH
+) -> AsyncIterator[Stores]:
     """
     The stores, ready to use.
 
     Raises `StoreUnavailable` where the server did not start or answer, or its tables do not fit this program.
-    `data_dir` is used only where `settings.url` is None.
+    `max_length` bounds the tasks that wait in one queue. `data_dir` is used only where `settings.url` is None.
     """
     if settings.url is not None:
-        async with _connected(settings.url, settings.timeout_s) as stores:
+        async with _connected(settings.url, settings.timeout_s, max_length) as stores:
             yield stores
         return
-    async with _own_server(data_dir) as url, _connected(url, settings.timeout_s) as stores:
+    async with _own_server(data_dir) as url, _connected(url, settings.timeout_s, max_length) as stores:
         yield stores
 
 
@@ -66,7 +76,7 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 
 @asynccontextmanager
-async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
+async def _connected(url: Secret, timeout_s: float, max_length: int) -> AsyncIterator[Stores]:
     async with open_database(url, timeout_s=timeout_s) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
@@ -75,4 +85,7 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             tenants=PostgresTenantStore(database),
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
+            tasks=PostgresTaskStore(database, max_length=max_length),
+            queue=PostgresQueue(database, max_length=max_length),
+            messages=PostgresMessageStore(database),
         )

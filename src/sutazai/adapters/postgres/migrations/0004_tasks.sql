@@ -112,3 +112,14 @@ CREATE TABLE dispatch_consumers (
     id uuid PRIMARY KEY,
     beat bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
+
+-- What agents told each other.
+CREATE TABLE agent_messages (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant text NOT NULL,
+    name text NOT NULL,
+    sender text NOT NULL,
+    body text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX idx_agent_messages_name ON agent_messages (tenant, name, number);

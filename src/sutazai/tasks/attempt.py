@@ -1,0 +1,119 @@
+"""One attempt: an agent is run within its limits, and whatever comes of that becomes an event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from sutazai.core.errors import BudgetSpent, SutazaiError
+from sutazai.core.task import Cancelled, Completed, Event, FailureReason, Suspended
+from sutazai.policy.tasks import on_failure
+from sutazai.ports.agent import Agent, Pausing
+from sutazai.ports.queue import Consumer, Delivery
+from sutazai.tasks.context import Attempt
+from sutazai.tasks.room import Room
+
+log = structlog.get_logger("sutazai.tasks")
+
+MAX_ERROR_CHARACTERS = 2000
+MAX_RESULT_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """An attempt under way."""
+
+    delivery: Delivery
+    consumer: Consumer
+    attempt: Attempt
+    room: Room
+    handle: asyncio.Task[None] | None = None
+    is_called_off: bool = False
+    """Its task is to be cancelled, or another attempt has followed."""
+    leaves_with: Event | None = None
+    """Its worker stops, and this is what becomes of the task."""
+
+    def call_off(self) -> None:
+        """End it; the store knows already that it does not count, or that it is to be cancelled."""
+        self.is_called_off = True
+        self._cancel()
+
+    def hand_back(self, event: Event) -> None:
+        """End it because the worker stops."""
+        self.leaves_with = event
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self.handle is not None:
+            self.handle.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class Ended:
+    """An attempt that ended, and what that means for its task."""
+
+    running: Running
+    event: Event
+
+    @property
+    def task(self) -> str:
+        """The id of its task."""
+        return self.running.attempt.task.id
+
+
+async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime], random: Callable[[], float]) -> Event:
+    """
+    Run the agent to its end.
+
+    Raises `CancelledError` only where the whole worker is cancelled.
+    """
+    attempt = running.attempt
+    task, fence = attempt.task, attempt.fence
+
+    def failed(reason: FailureReason, why: str) -> Event:
+        return on_failure(task, reason, why[:MAX_ERROR_CHARACTERS], tokens=attempt.tokens, now=wall(), random=random())
+
+    try:
+        input_ = msgspec.json.decode(task.draft.input, type=agent.input_type)
+    except msgspec.MsgspecError as error:
+        return failed(FailureReason.UNREADABLE, f"The input was not what {agent.name} takes: {error}")
+    try:
+        async with asyncio.timeout(task.draft.time_limit_s) as limit:
+            output = await agent.run(attempt, input_)
+        return Completed(fence, _result(output), tokens=attempt.tokens)
+    except Pausing:
+        return Suspended(fence, len(attempt.waits_for), attempt.tokens)
+    except asyncio.CancelledError:
+        if running.leaves_with is not None:
+            return running.leaves_with
+        if running.is_called_off:
+            return Cancelled(fence, attempt.tokens)
+        raise
+    except TimeoutError as error:
+        if limit.expired():
+            return failed(FailureReason.TIMED_OUT, f"It took longer than {task.draft.time_limit_s:g} s.")
+        return failed(FailureReason.ERROR, _why(error))
+    except BudgetSpent as error:
+        return failed(FailureReason.BUDGET, error.message)
+    except SutazaiError as error:
+        return failed(FailureReason.ERROR, error.message)
+    except Exception as error:  # the border of an attempt
+        log.exception("agent failed", agent=agent.name, task=task.id)
+        return failed(FailureReason.ERROR, _why(error))
+
+
+def _result(output: Any) -> str:
+    text = msgspec.json.encode(output).decode()
+    if len(text) > MAX_RESULT_BYTES:
+        raise ValueError(f"the result had {len(text):,} characters, and at most {MAX_RESULT_BYTES:,} are kept")
+    return text
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

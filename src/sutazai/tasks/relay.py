@@ -1,0 +1,58 @@
+"""Carries word of tasks from the outbox to the broker, and leaves it in the outbox while the broker is away or full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import structlog
+
+from sutazai.core.errors import StoreUnavailable
+from sutazai.ports.queue import Consumer, Queue
+
+log = structlog.get_logger("sutazai.tasks")
+
+AT_ONCE = 500
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+
+
+class Relay:
+    """Moves messages from one queue to the queue of the same name elsewhere."""
+
+    def __init__(self, outbox: Queue, broker: Queue, names: Iterable[str]) -> None:
+        self._outbox = outbox
+        self._broker = broker
+        self._names = tuple(names)
+
+    async def run(self) -> None:
+        """Carry until cancelled. Several processes may; each message is carried by one."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._names:
+                group.create_task(self._carry(name), name=f"relay {name}")
+
+    async def _carry(self, name: str) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async with self._outbox.consume(name, prefetch=AT_ONCE) as source:
+                    while True:
+                        is_all = await self._move(source)
+                        pause_s = FIRST_PAUSE_S if is_all else min(2 * pause_s, LONGEST_PAUSE_S)
+                        if not is_all:
+                            await asyncio.sleep(pause_s)
+            except StoreUnavailable as error:
+                log.warning("word of tasks waits in the outbox", queue=name, why=error.message)
+            except Exception:  # the border of one turn
+                log.exception("word of tasks waits in the outbox", queue=name)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _move(self, source: Consumer) -> bool:
+        """Some of it; False where the broker was too full for all."""
+        deliveries = await source.take(AT_ONCE)
+        refused = set(await self._broker.put([delivery.message for delivery in deliveries]))
+        await source.ack([delivery for delivery in deliveries if delivery.message not in refused])
+        if refused:
+            await source.hand_back([delivery for delivery in deliveries if delivery.message in refused])
+        return not refused

@@ -1,0 +1,288 @@
+"""
+The worker: takes word of tasks, begins attempts, runs agents, and writes how they ended.
+
+Everything that goes to the store goes there in groups: what is begun together, what ended meanwhile. A delivery is
+acknowledged only after the end of its attempt was written, so whatever dies on the way, somebody starts the task again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from sutazai.core.errors import StoreUnavailable
+from sutazai.core.task import Event, Failed, FailureReason, HandedBack, Suspended
+from sutazai.policy.tasks import on_leaving
+from sutazai.ports.queue import Consumer, Delivery, Queue
+from sutazai.ports.tasks import Change, Refused, Start
+from sutazai.tasks.attempt import Ended, Running, ended_of
+from sutazai.tasks.context import Attempt, Surroundings
+from sutazai.tasks.room import Room
+
+log = structlog.get_logger("sutazai.tasks")
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+PROGRESS_S = 0.25
+FAILURES_TO_REOPEN = 3
+"""In a row. A consumer that is left gives up what its attempts hold, so a short trouble is waited out."""
+LEAVE_S = 5.0
+"""For what was handed back to be written; past it the tasks are delivered again all the same."""
+NOT_MINE_PAUSE = timedelta(seconds=1)
+"""Before a task is offered again that this worker was not made for."""
+CALLED_OFF_S = 0.2
+"""Between two looks whether attempts were called off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRules:
+    """How a worker works."""
+
+    name: str
+    slots: dict[str, int]
+    """Attempts at once, by queue. No more messages are held than that: one that waits behind slow ones in a worker
+    that dies again and again would be counted as delivered each time."""
+    delivery_limit: int = 20
+    drain_s: float = 30.0
+
+
+class Worker:
+    """Runs agents until it is told to stop."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        around: Surroundings,
+        rules: WorkerRules,
+        *,
+        mine: frozenset[str],
+        random: Callable[[], float],
+    ) -> None:
+        self._queue = queue
+        self._around = around
+        self._store = around.store
+        self._rules = rules
+        self._mine = mine
+        """Agents that this worker runs, of all that are known."""
+        self._random = random
+        self._running: dict[str, Running] = {}
+        self._ended: deque[Ended] = deque()
+        self._has_ended = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
+        self.attempts_total = 0
+
+    @property
+    def running(self) -> int:
+        """Attempts under way."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        """Take nothing new; `run` returns when what is under way has ended, or was handed back after `drain_s`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop`; cancelled, it leaves everything to be delivered again."""
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(self._write_ends(), name="write ends of attempts"),
+                group.create_task(self._write_progress(), name="write progress"),
+                group.create_task(self._heed(), name="heed cancellations"),
+            ]
+            readers = [
+                group.create_task(self._read(name, Room(slots), slots, group), name=f"work on {name}")
+                for name, slots in self._rules.slots.items()
+            ]
+            await asyncio.wait(readers)
+            for task in beside:
+                task.cancel()
+
+    # taking
+
+    async def _read(self, name: str, room: Room, slots: int, attempts: asyncio.TaskGroup) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                async with self._queue.consume(name, prefetch=slots) as consumer:
+                    failures = 0
+                    while not self._stopping.is_set():
+                        try:
+                            await self._take_some(consumer, room, attempts)
+                            failures, pause_s = 0, FIRST_PAUSE_S
+                        except StoreUnavailable:
+                            failures += 1
+                            if failures >= FAILURES_TO_REOPEN:
+                                raise
+                            await _sleep(FIRST_PAUSE_S, self._stopping)
+                    await self._drain(room)
+            except StoreUnavailable as error:
+                log.warning("no tasks are taken for now", queue=name, why=error.message)
+            except Exception:  # the border of one turn
+                log.exception("no tasks are taken for now", queue=name)
+            await _sleep(pause_s, self._stopping)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._drain(room)
+
+    async def _take_some(self, consumer: Consumer, room: Room, attempts: asyncio.TaskGroup) -> None:
+        """Begin what comes, or return when the worker is to stop."""
+        await room.wait()
+        stopping = asyncio.create_task(self._stopping.wait(), name="wait for the end")
+        taking = asyncio.create_task(_taken(consumer, room.count), name="take deliveries")
+        try:
+            await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                taking.cancel()
+                await asyncio.wait({taking})  # it may have taken some all the same
+            if not taking.cancelled():
+                await self._begin(consumer, taking.result(), room, attempts)
+        finally:
+            stopping.cancel()
+            taking.cancel()
+
+    async def _begin(
+        self, consumer: Consumer, deliveries: Sequence[Delivery], room: Room, attempts: asyncio.TaskGroup
+    ) -> None:
+        unreadable = [delivery for delivery in deliveries if not delivery.message.task]
+        if unreadable:
+            log.error("messages were unreadable and are dropped; their tasks, if any, stay pending", n=len(unreadable))
+            await consumer.ack(unreadable)
+        readable = [delivery for delivery in deliveries if delivery.message.task]
+        if not readable:
+            return
+        starts = [Start(task=one.message.task, may_take_over=one.is_redelivered) for one in readable]
+        try:
+            begun = await self._store.begin(starts, worker=self._rules.name, delivery_limit=self._rules.delivery_limit)
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):
+                await consumer.hand_back(readable)
+            raise
+        done = []
+        for delivery, task in zip(readable, begun, strict=True):
+            if isinstance(task, Refused):
+                log.info("delivery passed over", task=task.task, why=task.why)
+                done.append(delivery)
+                continue
+            running = Running(delivery, consumer, Attempt(task, self._around), room)
+            room.take()
+            self._running[task.id] = running
+            running.handle = attempts.create_task(self._attempt(running), name=f"attempt {task.id}")
+        await consumer.ack(done)
+
+    # running
+
+    async def _attempt(self, running: Running) -> None:
+        self.attempts_total += 1
+        task = running.attempt.task
+        try:
+            ended = Ended(running, await self._outcome(running))
+        finally:
+            if self._running.get(task.id) is running:
+                del self._running[task.id]
+        self._ended.append(ended)
+        self._has_ended.set()
+
+    async def _outcome(self, running: Running) -> Event:
+        task = running.attempt.task
+        agent = self._around.agents.get(task.draft.agent)
+        if agent is None:
+            why = f"No agent is named {task.draft.agent!r} here. Install it, then `sutazai dead-letters requeue`."
+            return Failed(task.deliveries, FailureReason.UNKNOWN_AGENT, why)
+        if agent.name not in self._mine:
+            return HandedBack(task.deliveries, self._around.wall() + NOT_MINE_PAUSE)
+        async with self._places[agent.name]:
+            return await ended_of(running, agent, self._around.wall, self._random)
+
+    # ending
+
+    async def _write_ends(self) -> None:
+        while True:
+            await self._has_ended.wait()
+            self._has_ended.clear()
+            ended = [self._ended.popleft() for _ in range(len(self._ended))]
+            if ended:
+                await self._write(ended)
+
+    async def _write(self, ended: Sequence[Ended]) -> None:
+        """Write until it is written: an end that was reached is not thrown away because the store is away."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                changes: list[Change] = []
+                for one in ended:
+                    changes += [told] if (told := one.running.attempt.take_progress()) else []
+                plain = [one for one in ended if not isinstance(one.event, Suspended)]
+                await self._store.change([*changes, *(Change(task=one.task, event=one.event) for one in plain)])
+                for one in ended:
+                    if isinstance(one.event, Suspended):
+                        change = Change(task=one.task, event=one.event)
+                        await self._store.suspend(change, one.running.attempt.waits_for)
+                break
+            except StoreUnavailable as error:
+                log.warning("ends of attempts are not written yet", attempts=len(ended), why=error.message)
+            except Exception:  # the border of one turn
+                log.exception("ends of attempts are not written yet", attempts=len(ended))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._acknowledge(ended)
+
+    async def _acknowledge(self, ended: Sequence[Ended]) -> None:
+        for consumer in {one.running.consumer for one in ended}:
+            try:
+                await consumer.ack([one.running.delivery for one in ended if one.running.consumer is consumer])
+            except StoreUnavailable as error:  # delivered once more, and passed over then
+                log.warning("deliveries were not acknowledged", why=error.message)
+        for one in ended:
+            one.running.room.give()
+
+    async def _write_progress(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            told = [change for running in self._running.values() if (change := running.attempt.take_progress())]
+            if told:
+                with suppress(StoreUnavailable):  # the next one tells more
+                    await self._store.change(told)
+
+    # calling off
+
+    async def _heed(self) -> None:
+        """Cancel attempts whose task is to end, or has another attempt by now."""
+        async for ids in self._store.changed():
+            held = [(task, run.attempt.fence) for task, run in self._running.items() if not ids or task in ids]
+            if not held:
+                continue
+            with suppress(StoreUnavailable):
+                for task in await self._store.called_off(held):
+                    running = self._running.get(task)
+                    if running is not None and (task, running.attempt.fence) in held:
+                        running.call_off()
+            await asyncio.sleep(CALLED_OFF_S)
+
+    async def _drain(self, room: Room) -> None:
+        """Let attempts end, and after a while hand them back."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._rules.drain_s):
+                await room.wait_all()
+                return
+        for running in list(self._running.values()):
+            if running.room is room:
+                attempt = running.attempt
+                running.hand_back(on_leaving(attempt.task, tokens=attempt.tokens, now=self._around.wall()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await room.wait_all()
+
+
+async def _taken(consumer: Consumer, at_most: int) -> Sequence[Delivery]:
+    return await consumer.take(at_most)
+
+
+async def _sleep(pause_s: float, unless: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(pause_s):
+            await unless.wait()
