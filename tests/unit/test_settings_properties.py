@@ -189,6 +189,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("NodeSettings", "api_key"): st.none(),
     ("DnsSource", "name"): HOSTS,
     ("DnsSource", "api_key"): st.none(),
+    ("Tasks", "gateway_key"): st.none(),
     ("Discovery", "dns"): st.deferred(
         lambda: st.lists(groups(model.DnsSource), max_size=2, unique_by=lambda one: (one.name, one.port)).map(tuple)
     ),

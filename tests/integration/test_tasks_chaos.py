@@ -1,0 +1,155 @@
+"""What was acknowledged is done, whoever is killed or stalled meanwhile, and its effect takes place once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from tests.postgres_databases import fresh_database
+from tests.redis_servers import eventually
+
+from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.core.task import Task, TaskDraft, TaskStatus
+from sutazai.settings.model import Database
+from sutazai.settings.secret import Secret
+
+WORKER = Path(__file__).parents[1] / "task_worker.py"
+TASKS = 1000
+PAUSE_S = "0.05"
+
+pytestmark = [pytest.mark.alone, pytest.mark.deadline(150)]
+
+
+class Workers:
+    """Worker processes that can be hurt."""
+
+    def __init__(self, url: str, data_dir: Path) -> None:
+        self._url = url
+        self._data_dir = data_dir
+        self._started = 0
+        self.alive: list[asyncio.subprocess.Process] = []
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """One more, once it works."""
+        self._started += 1
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(WORKER),
+            self._url,
+            str(self._data_dir),
+            f"worker-{self._started}",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        self.alive.append(process)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"works\n"
+        return process
+
+    async def kill(self, process: asyncio.subprocess.Process) -> None:
+        """SIGKILL."""
+        self.alive.remove(process)
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def workers(url: str, data_dir: Path) -> AsyncIterator[Workers]:
+    """No process is left over."""
+    made = Workers(url, data_dir)
+    try:
+        yield made
+    finally:
+        for process in list(made.alive):
+            await made.kill(process)
+
+
+@pytest.fixture
+async def url(data_dir: Path) -> AsyncIterator[str]:
+    """A database with a table of effects."""
+    async with fresh_database(data_dir) as address:
+        connection = await asyncpg.connect(address)
+        await connection.execute("CREATE TABLE effects (task text PRIMARY KEY, fence integer NOT NULL)")
+        await connection.close()
+        yield address
+
+
+async def submitted(stores: Stores) -> list[Task]:
+    draft = TaskDraft(tenant="acme", agent="effect", input=PAUSE_S, max_attempts=50)
+    return [task for _ in range(10) for task in await stores.tasks.submit([draft] * (TASKS // 10))]
+
+
+async def counts(url: str) -> dict[str, int]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT status, count(*) FROM tasks GROUP BY status")
+        effects = await connection.fetchval("SELECT count(*) FROM effects")
+        return {**dict(rows), "effects": effects}
+    finally:
+        await connection.close()
+
+
+async def all_have_ended(url: str) -> bool:
+    found = await counts(url)
+    return found.get("completed", 0) + found.get("failed", 0) == TASKS
+
+
+async def check(url: str, stores: Stores) -> None:
+    assert await counts(url) == {"completed": TASKS, "effects": TASKS}
+    assert await stores.queue.depth("task_processing") == 0
+
+
+async def test_a_thousand_tasks_live_through_the_death_of_their_workers(url: str, data_dir: Path) -> None:
+    async with open_stores(Database(url=Secret(url)), data_dir) as stores, workers(url, data_dir) as pool:
+        await submitted(stores)
+        await asyncio.gather(pool.start(), pool.start())
+        kills = 0
+        while not await all_have_ended(url):
+            if kills < 6:
+                await pool.kill(pool.alive[0])
+                kills += 1
+                await pool.start()
+            await asyncio.sleep(0.2)
+
+        await check(url, stores)
+
+
+async def test_what_a_dead_worker_had_is_started_again_within_seconds(url: str, data_dir: Path) -> None:
+    async with open_stores(Database(url=Secret(url)), data_dir) as stores, workers(url, data_dir) as pool:
+        first = await pool.start()
+        (task,) = await stores.tasks.submit([TaskDraft(tenant="acme", agent="effect", input="600")])
+
+        async def is_under_way() -> bool:
+            return (await stores.tasks.several("acme", [task.id]))[0].status is TaskStatus.PROCESSING
+
+        async def is_taken_over() -> bool:
+            return (await stores.tasks.several("acme", [task.id]))[0].deliveries == 2
+
+        await eventually(is_under_way)
+        await pool.start()
+        await pool.kill(first)
+        took_s = await eventually(is_taken_over)
+
+    assert took_s < 8.0  # 2 s of lease and half a second of beats, on an idle machine
+
+
+async def test_a_stalled_worker_that_wakes_again_does_no_harm(url: str, data_dir: Path) -> None:
+    async with open_stores(Database(url=Secret(url)), data_dir) as stores, workers(url, data_dir) as pool:
+        await submitted(stores)
+        stalled, _ = await asyncio.gather(pool.start(), pool.start())
+        os.kill(stalled.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        while time.monotonic() - began < 4.0:
+            await asyncio.sleep(0.1)
+        os.kill(stalled.pid, signal.SIGCONT)
+        await eventually(lambda: all_have_ended(url), 90)
+
+        await check(url, stores)

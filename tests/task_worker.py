@@ -1,0 +1,87 @@
+"""
+A worker in a process of its own, for tests that kill it: `python tests/task_worker.py URL DATA_DIR NAME`.
+
+Its agent `effect` waits a moment and writes down that it ran, once for each task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from sutazai.adapters.postgres.stores import open_stores
+from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
+from sutazai.settings.model import Database
+from sutazai.settings.secret import Secret
+from sutazai.tasks.context import Surroundings
+from sutazai.tasks.worker import Worker, WorkerRules
+
+SLOTS = 16
+
+
+class NoModels:
+    """These agents ask nobody."""
+
+    async def chat(self, body: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
+
+def agents(url: str) -> dict[str, Agent]:
+    """The agent of these tests."""
+
+    async def effect(context: AgentContext, pause_s: float) -> int:
+        await asyncio.sleep(pause_s)
+        connection = await asyncpg.connect(url, statement_cache_size=0, timeout=5)
+        try:
+            await connection.execute(
+                "INSERT INTO effects (task, fence) VALUES ($1, $2) ON CONFLICT (task) DO NOTHING",
+                context.task.id,
+                context.fence,
+            )
+        finally:
+            await connection.close()
+        return context.fence
+
+    known = Agent(
+        name="effect",
+        run=effect,
+        input_type=float,
+        output_type=int,
+        describes="Writes down that it ran.",
+        queue=TASK_PROCESSING,
+        concurrency=SLOTS,
+        max_attempts=50,
+    )
+    return {known.name: known}
+
+
+async def main(url: str, data_dir: Path, name: str) -> None:
+    """Work until killed."""
+    async with open_stores(Database(url=Secret(url)), data_dir) as stores, AsyncExitStack() as stack:
+        known = agents(url)
+        around = Surroundings(
+            store=stores.tasks,
+            models=NoModels(),
+            messages=stores.messages,
+            agents=known,
+            default_model="m",
+            wall=lambda: datetime.now(UTC),
+        )
+        rules = WorkerRules(name=name, slots={TASK_PROCESSING: SLOTS}, delivery_limit=1000)
+        worker = Worker(stores.queue, around, rules, mine=frozenset(known), random=random.random)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        group.create_task(stores.queue.run())
+        group.create_task(worker.run())
+        sys.stdout.write("works\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
