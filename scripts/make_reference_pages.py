@@ -39,6 +39,7 @@ SCRAPED = ("python_", "process_")
 SEEN_ELSEWHERE: Mapping[type[errors.SutazaiError], tuple[str, str]] = {
     errors.NodeRejected: ("see below", ""),
     errors.SettingsError: ("none: told at the start", ""),
+    errors.AgentCrashed: ("none: told in the task", ""),
     errors.EngineFault: ("none: told at the start and in the log", ""),
 }
 """Errors that have no status of their own."""

@@ -45,7 +45,17 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
     """Empty stores."""
     if url is None:
         memory = MemoryStore()
-        yield Stores(keys=memory, usage=memory, tenants=memory.tenants, audit=memory.audit, sessions=MemorySessions())
+        no_tasks: Any = None
+        yield Stores(
+            keys=memory,
+            usage=memory,
+            tenants=memory.tenants,
+            audit=memory.audit,
+            sessions=MemorySessions(),
+            tasks=no_tasks,
+            queue=no_tasks,
+            messages=no_tasks,
+        )
         return
     connection: Any = await asyncpg.connect(url)
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

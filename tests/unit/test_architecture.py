@@ -110,6 +110,7 @@ def test_an_error_has_a_status_a_kind_and_a_docstring(kind: type[errors.SutazaiE
         errors.SutazaiError,
         errors.SettingsError,
         errors.EngineFault,
+        errors.AgentCrashed,
     }, "only what no client can cause may fall through to 500"
 
 

@@ -25,6 +25,7 @@ SutazaiError
 ├── SettingsError          the settings hold mistakes (all of them listed)
 ├── StoreUnavailable       the database did not answer
 │   └── QueueUnavailable   the broker of the queues did not answer
+├── AgentCrashed           the process of an agent ended before its result
 └── EngineFault            the embedded engine could not start
 
 Messages say what happened in the past tense and what to do about it. Status codes live in `edge/errors.py`.
@@ -198,6 +199,10 @@ class StoreUnavailable(SutazaiError):
 
 class QueueUnavailable(StoreUnavailable):
     """The broker of the queues did not answer."""
+
+
+class AgentCrashed(SutazaiError):
+    """The process of an agent ended before it had a result."""
 
 
 class EngineFault(SutazaiError):

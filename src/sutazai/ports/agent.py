@@ -119,3 +119,5 @@ class Agent:
     max_attempts: int = 3
     is_isolated: bool = False
     """Runs in a process of its own, so that a crash takes nothing else along."""
+    where: str = ""
+    """Where the agent can be imported, as `module:name`; an isolated one needs it."""

@@ -1,0 +1,1 @@
+"""Processes of our own on this machine."""
