@@ -22,6 +22,7 @@ from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.worker import Worker, WorkerRules
+from sutazai.telemetry.logs import configure
 
 SLOTS = 16
 
@@ -64,6 +65,7 @@ def agents(url: str) -> dict[str, Agent]:
 
 async def main(url: str, data_dir: Path, name: str) -> None:
     """Work until killed."""
+    configure(form="json", level="warning")  # to standard error: nobody reads what comes after `works`
     async with open_stores(Database(url=Secret(url)), data_dir) as stores, AsyncExitStack() as stack:
         known = agents(url)
         around = Surroundings(

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from tests.postgres_databases import fresh_database
 from tests.redis_servers import eventually
 
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.core.task import Task, TaskDraft, TaskStatus
 from sutazai.settings.model import Database
@@ -88,13 +89,14 @@ async def submitted(stores: Stores) -> list[Task]:
 
 
 async def counts(url: str) -> dict[str, int]:
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch("SELECT status, count(*) FROM tasks GROUP BY status")
-        effects = await connection.fetchval("SELECT count(*) FROM effects")
-        return {**dict(rows), "effects": effects}
-    finally:
-        await connection.close()
+    async with asyncio.timeout(5):
+        connection = await asyncpg.connect(url)
+        try:
+            rows = await connection.fetch("SELECT status, count(*) FROM tasks GROUP BY status")
+            effects = await connection.fetchval("SELECT count(*) FROM effects")
+            return {**dict(rows), "effects": effects}
+        finally:
+            connection.terminate()  # a server that was killed does not say goodbye
 
 
 async def all_have_ended(url: str) -> bool:
@@ -153,3 +155,51 @@ async def test_a_stalled_worker_that_wakes_again_does_no_harm(url: str, data_dir
         await eventually(lambda: all_have_ended(url), 90)
 
         await check(url, stores)
+
+
+async def test_a_database_that_is_killed_again_and_again_costs_time_alone(tmp_path: Path) -> None:
+    """The server is our own here, so it is started again; elsewhere Patroni does that, or promotes another."""
+    server = EmbeddedPostgres()
+    url = await server.start(tmp_path)
+    tending = asyncio.create_task(server.tend(), name="tend")
+    try:
+        connection = await asyncpg.connect(url)
+        await connection.execute("CREATE TABLE effects (task text PRIMARY KEY, fence integer NOT NULL)")
+        await connection.close()
+        async with open_stores(Database(url=Secret(url)), tmp_path) as stores, workers(url, tmp_path) as pool:
+            await submitted(stores)
+            await asyncio.gather(pool.start(), pool.start())
+            for _ in range(3):
+                await eventually(lambda: _some_ended(url, stores))
+                os.kill(postmaster(tmp_path), signal.SIGKILL)
+            await eventually(lambda: _quietly(all_have_ended(url)), 90)
+
+            await check(url, stores)
+    finally:
+        tending.cancel()
+        await asyncio.wait([tending])
+        await server.stop()
+
+
+def postmaster(folder: Path) -> int:
+    """The pid of the server in a data folder."""
+    (pid_file,) = folder.rglob("postmaster.pid")
+    return int(pid_file.read_text().split()[0])
+
+
+async def _some_ended(url: str, stores: Stores) -> bool:
+    """Whether the database is there, and something was done since it was looked at last."""
+    try:
+        before = (await counts(url)).get("completed", 0)
+        await asyncio.sleep(0.3)
+        after = (await counts(url)).get("completed", 0)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    return after > before or after == TASKS
+
+
+async def _quietly(question: Awaitable[bool]) -> bool:
+    try:
+        return await question
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
