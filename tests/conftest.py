@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 import uvloop
+from tests.rabbit_servers import Rabbits, rabbits
 from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -354,3 +355,17 @@ def well_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
 def any_redis(request: pytest.FixtureRequest, well_redis: Callable[[str], Servers]) -> Redis:
     """Settings that lead to real servers, in each arrangement; the names of the keys are this test's own."""
     return well_redis(request.param).settings(prefix=uuid.uuid4().hex[:12])
+
+
+@pytest.fixture(scope="session")
+def rabbit_node() -> Iterator[Rabbits]:
+    """One RabbitMQ node that tests of the group `rabbitmq` share; one that kills it starts it again."""
+    with rabbits(1) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def rabbit_cluster() -> Iterator[Rabbits]:
+    """Three RabbitMQ nodes that tests of the group `rabbitmq` share; one that hurts them calls `restore`."""
+    with rabbits(3) as servers:
+        yield servers

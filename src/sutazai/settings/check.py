@@ -104,6 +104,20 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "stale_if_error_s": PAUSE_S,
     },
     model.Redis: {"timeout_s": LIMIT_S},
+    model.Rabbitmq: {
+        "publishers": Range(1, 1000),
+        "consumers": Range(1, 1000),
+        "connect_timeout_s": LIMIT_S,
+        "confirm_timeout_s": LIMIT_S,
+        "timeout_s": LIMIT_S,
+        "heartbeat_s": Range(1, 3600),
+        "prefetch_slow": Range(1, 10_000),
+        "prefetch_fast": Range(1, 10_000),
+        "max_length": Range(1),
+        "delivery_limit": Range(1, 1_000_000),
+        "replicas": Range(1, 99),
+        "stream_days": Range(1, 3650),
+    },
     model.LimitSettings: {
         "requests_per_minute": Range(0),
         "tokens_per_minute": Range(0),
@@ -181,6 +195,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield ("contains",), "was empty, and every question holds that; give a word"
         case model.Redis():
             yield from _redis(group)
+        case model.Rabbitmq():
+            yield from _rabbitmq(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -289,6 +305,17 @@ def _redis(redis: model.Redis) -> Iterator[Mistake]:
         yield ("url",), wrong
     elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
         yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
+
+
+def _rabbitmq(rabbitmq: model.Rabbitmq) -> Iterator[Mistake]:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", rabbitmq.prefix):
+        yield ("prefix",), "was not at most 64 letters, digits and . _ -; give a plain word, or nothing"
+    if rabbitmq.url is None:
+        return
+    if (wrong := _unusable(rabbitmq.url)) is not None:
+        yield ("url",), wrong
+    elif not re.match(r"amqps?://[^/]", rabbitmq.url.reveal()):
+        yield ("url",), "was no RabbitMQ address; give one such as amqp://user:password@host:5672 (its value is hidden)"
 
 
 def _unusable(secret: Secret) -> str | None:

@@ -308,6 +308,58 @@ class Redis(Group, frozen=True):
     """Before the name of each key, so that others can use the same Redis."""
 
 
+class Rabbitmq(Group, frozen=True):
+    """Queues of tasks in a RabbitMQ. Left out, they are tables of the database."""
+
+    url: Secret | None = None
+    """`amqp://user:password@host:5672,host:5672/vhost`, the nodes of one cluster; `amqps` for TLS."""
+
+    prefix: str = ""
+    """Before the name of each queue and a dot, so that others can use the same virtual host. Empty: the names alone."""
+
+    publishers: int = 10
+    """Connections to publish on; a further one is opened only when those that are open are busy."""
+
+    consumers: int = 40
+    """Connections to read from, one for each consumer, so that a queue that is written to fast slows no reader."""
+
+    connect_timeout_s: float = 3.0
+    """For one node to accept a connection; then another is tried."""
+
+    confirm_timeout_s: float = 3.0
+    """For a node to confirm what was published; then it is published again through another node."""
+
+    timeout_s: float = 10.0
+    """Bound on one call, all nodes that it tries together. An election takes half a second; a node whose host
+    vanished is given up by the others after `net_ticktime`, for which 10 seconds are advised as well."""
+
+    heartbeat_s: int = 10
+    """Between signs of life, in both directions. With 60 a host that vanished without a word was measured to stall its
+    clients for two minutes; RabbitMQ's own advice is 5 to 20."""
+
+    prefetch_slow: int = 1
+    """Messages that a worker holds where tasks take long. One that was fetched and never begun counts as delivered when
+    its worker dies: with 10 of them and workers that kept crashing, 20 of 60 tasks were never run."""
+
+    prefetch_fast: int = 10
+    """The same where tasks take less than a tenth of a second."""
+
+    max_length: int = 100_000
+    """Messages in one queue; past it they are refused, and whoever submits is told."""
+
+    delivery_limit: int = 20
+    """A message that was delivered more often without being acknowledged goes to `dead_letters`."""
+
+    replicas: int = 3
+    """Nodes that keep a copy of each queue: of three one may be lost, of five two."""
+
+    llm_inference: Literal["quorum", "classic"] = "quorum"
+    """Kind of the queue `llm_inference`. A classic one lives on one node, and is away for as long as that node is."""
+
+    stream_days: int = 7
+    """How long events stay in the stream `agent_coordination`."""
+
+
 class LimitSettings(Group, frozen=True):
     """What each tenant may take, unless it has limits of its own (`sutazai tenants set`)."""
 
@@ -515,6 +567,7 @@ class Settings(Group, frozen=True):
     hedging: Hedging = Hedging()
     cache: Cache = Cache()
     redis: Redis = Redis()
+    rabbitmq: Rabbitmq = Rabbitmq()
     limits: LimitSettings = LimitSettings()
     sessions: Sessions = Sessions()
     tasks: Tasks = Tasks()

@@ -1,0 +1,254 @@
+"""
+The way to RabbitMQ: lines to whichever node answers, queues that are declared, and every trouble as `QueueUnavailable`.
+
+A line is one connection with one channel. What a line promised goes with it, so nobody repairs one: whoever used it
+opens another, to the next node, and does again what was not confirmed. Everything that the driver does is run in a
+task of its own, because it cancels whoever waits for a connection that ends, and that must not be taken for a
+cancellation of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+
+from sutazai.adapters.rabbitmq.address import Address, Node
+from sutazai.adapters.rabbitmq.topology import DEAD_LETTERS, Declaration, declaration_of
+from sutazai.core.errors import QueueUnavailable
+from sutazai.settings import model
+
+log = structlog.get_logger("sutazai.rabbitmq")
+
+T = TypeVar("T")
+
+TROUBLES = (AMQPError, OSError, RuntimeError, EOFError, AttributeError, TimeoutError)
+"""What the driver raises. `AttributeError` where a connection is cut while another task uses it."""
+REFUSALS = (AuthenticationError, ProbableAuthenticationError, ConnectionNotAllowed, ChannelAccessRefused)
+"""Another node, or another time, would say the same."""
+PAUSE_S = 0.05
+"""After all nodes failed; doubles each time."""
+MAX_PAUSE_S = 1.0
+CLOSE_S = 3.0
+"""For the goodbye to a node; one that stalls gets none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A connection to one node, and a channel on it."""
+
+    node: str
+    connection: AbstractConnection
+    channel: Channel
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not seen to end."""
+        return not self.channel.is_closed and not self.connection.is_closed
+
+
+async def answered(work: Coroutine[Any, Any, T], within_s: float, unwanted: Callable[[T], object] | None = None) -> T:
+    """
+    Run something of the driver's, for so long at most.
+
+    Args:
+        unwanted: given the result where nobody waits for it any more.
+
+    Raises one of `TROUBLES`; a cancellation is always our own.
+    """
+    task = asyncio.create_task(work, name="rabbitmq")
+    try:
+        done, _ = await asyncio.wait({task}, timeout=within_s)
+    except asyncio.CancelledError:
+        await _give_up(task, unwanted)
+        raise
+    if not done:
+        await _give_up(task, unwanted)
+        raise TimeoutError(f"no answer within {within_s:.3g} s")
+    if task.cancelled():
+        raise ConnectionError("the connection ended")
+    return task.result()
+
+
+async def _give_up(task: asyncio.Task[T], unwanted: Callable[[T], object] | None) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=CLOSE_S)
+    if task.done() and not task.cancelled() and task.exception() is None and unwanted is not None:
+        unwanted(task.result())
+
+
+class RabbitLink:
+    """The cluster, as this process sees it."""
+
+    def __init__(self, address: Address, settings: model.Rabbitmq) -> None:
+        self.settings = settings
+        self._address = address
+        self._next = random.randrange(len(address.nodes))  # noqa: S311 - spreads processes over the nodes
+        self._declared: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.lines_opened = 0
+        """How often a line was opened; more than a few tell of trouble."""
+
+    def __repr__(self) -> str:
+        return f"RabbitLink({str(self._address)!r})"
+
+    def deadline(self) -> float:
+        """The time of the loop until which a call that begins now may go on."""
+        return asyncio.get_running_loop().time() + self.settings.timeout_s
+
+    async def open_line(self, deadline: float) -> Line:
+        """A line to the next node that answers. Raises `QueueUnavailable` when none did until `deadline`."""
+        pause_s, tried, why = PAUSE_S, 0, "no time was left"
+        while (left_s := deadline - asyncio.get_running_loop().time()) > 0:
+            node = self._address.nodes[self._next % len(self._address.nodes)]
+            self._next += 1
+            try:
+                return await self._open(node, min(left_s, self.settings.connect_timeout_s))
+            except REFUSALS as error:
+                raise self.unavailable(f"{node.name} refused us ({explained(error)})") from None
+            except TROUBLES as error:
+                why = f"{node.name}: {explained(error)}"
+            tried += 1
+            if tried % len(self._address.nodes) == 0:
+                await asyncio.sleep(min(pause_s, left_s))
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        raise self.unavailable(f"no node answered within {self.settings.timeout_s:g} s ({why})")
+
+    async def _open(self, node: Node, within_s: float) -> Line:
+        async def opened() -> Line:
+            connection = await aio_pika.connect(node.url.reveal())
+            try:
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                return Line(node.name, connection, cast("Channel", await channel.get_underlay_channel()))
+            except BaseException:
+                self._close_soon(connection)
+                raise
+
+        line = await answered(opened(), within_s, unwanted=self.drop)
+        self.lines_opened += 1
+        log.debug("a line to RabbitMQ was opened", node=node.name)
+        return line
+
+    async def declare(self, line: Line, name: str) -> None:
+        """Make sure of a queue, once for each. Raises one of `TROUBLES`."""
+        declaration = declaration_of(name, self.settings)
+        if declaration.name in self._declared:
+            return
+        if declaration.has_dead_letters:
+            await self.declare(line, DEAD_LETTERS)
+        if name == DEAD_LETTERS:
+            await self._on_channel(line, lambda channel: _declare_exchange(channel, declaration.name))
+        await self._declare_queue(line, declaration)
+        if name == DEAD_LETTERS:
+            await self._on_channel(
+                line, lambda channel: channel.queue_bind(declaration.name, declaration.name, declaration.name)
+            )
+        self._declared.add(declaration.name)
+
+    def forget(self, name: str) -> None:
+        """Declare a queue again when it is used next: somebody deleted it."""
+        declaration = declaration_of(name, self.settings)
+        self._declared.discard(declaration.name)
+
+    async def waiting(self, line: Line, name: str) -> int:
+        """Messages of a queue that are with no consumer. Raises one of `TROUBLES`."""
+        full_name = declaration_of(name, self.settings).name
+        told = await self._on_channel(line, lambda channel: channel.queue_declare(full_name, passive=True))
+        return int(told.message_count or 0)
+
+    async def _declare_queue(self, line: Line, declaration: Declaration) -> None:
+        try:
+            await self._on_channel(
+                line,
+                lambda channel: channel.queue_declare(
+                    declaration.name, durable=True, arguments=dict(declaration.arguments)
+                ),
+            )
+        except ChannelPreconditionFailed as error:
+            # A setting was changed since, or somebody imported other definitions: no reason to stand still.
+            log.warning(
+                "a queue is used as it was declared before, which is not what the settings say;"
+                " delete it when it is empty, and it is declared anew",
+                queue=declaration.name,
+                reason=explained(error),
+            )
+
+    async def _on_channel(self, line: Line, ask: Callable[[AbstractChannel], Coroutine[Any, Any, T]]) -> T:
+        """Ask on a channel that may be lost: the broker ends the channel of whoever asked something wrong."""
+
+        async def asked() -> T:
+            channel = await (await line.connection.channel(publisher_confirms=False)).get_underlay_channel()
+            try:
+                return await ask(channel)
+            finally:
+                if not channel.is_closed:
+                    await channel.close()
+
+        return await answered(asked(), self.settings.confirm_timeout_s)
+
+    def drop(self, line: Line) -> None:
+        """Be done with a line: what it held is handed back. Returns at once."""
+        self._close_soon(line.connection)
+
+    async def close(self, line: Line) -> None:
+        """Be done with a line, and return when the node knows, or does not answer."""
+        self.drop(line)
+        await self.closed()
+
+    async def closed(self) -> None:
+        """Wait for the goodbyes under way."""
+        while self._closing:
+            await asyncio.wait(set(self._closing))
+
+    def _close_soon(self, connection: AbstractConnection) -> None:
+        closing = asyncio.create_task(_close(connection), name="close a line to RabbitMQ")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def unavailable(self, why: str) -> QueueUnavailable:
+        """The error to raise."""
+        return QueueUnavailable(
+            f"RabbitMQ at {self._address} was not available: {why}. See that a majority of its nodes run"
+            " (`rabbitmqctl cluster_status`) and that `rabbitmq.url` names them; nothing that was confirmed is lost."
+        )
+
+
+def quiet_the_driver() -> None:
+    """It logs each end of a connection with its traceback; what matters of it is in our errors."""
+    for name in ("aiormq", "aio_pika"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+
+
+async def _declare_exchange(channel: AbstractChannel, name: str) -> None:
+    await channel.exchange_declare(name, exchange_type="direct", durable=True)
+
+
+async def _close(connection: AbstractConnection) -> None:
+    with suppress(*TROUBLES):
+        await answered(connection.close(), CLOSE_S)
+
+
+def explained(error: BaseException) -> str:
+    """An error of the driver's in a few words."""
+    text = str(error).replace("\n", " ").strip()
+    return text[:200] or type(error).__name__

@@ -1,0 +1,147 @@
+"""The `Queue` port on RabbitMQ: what `put` took is kept while a majority of the nodes stands, whatever else falls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import msgspec
+
+from sutazai.adapters.rabbitmq.address import parse
+from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
+from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, explained, quiet_the_driver
+from sutazai.adapters.rabbitmq.publishing import Outcome, Parcel, Publisher, Publishers
+from sutazai.adapters.rabbitmq.topology import full_name
+from sutazai.core.errors import SettingsError
+from sutazai.core.request import Priority
+from sutazai.ports.queue import Consumer, Message
+from sutazai.settings import model
+
+FULL_RATIO = 0.8
+"""A quorum queue that refused once goes on to refuse until it is no longer than this part of its length."""
+PAUSE_S = 0.05
+"""Before what was not kept is published again."""
+PRIORITIES = {Priority.HIGH: 8, Priority.NORMAL: 4, Priority.LOW: 0}
+"""RabbitMQ 4 lets what is above 4 go first; RabbitMQ 3 has no priorities in quorum queues."""
+
+
+class RabbitQueue:
+    """Made by `open_rabbitmq`."""
+
+    def __init__(self, link: RabbitLink) -> None:
+        self._link = link
+        self._publishers = Publishers(link)
+        self._readers = asyncio.Semaphore(link.settings.consumers)
+
+    async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
+        deadline = self._link.deadline()
+        left, refused = list(messages), list[Message]()
+        while left:
+            publisher = await self._ready({message.queue for message in left}, deadline)
+            outcomes = await publisher.publish([self._parcel(message) for message in left])
+            full = await self._full(publisher, _queues_of(left, outcomes, Outcome.REFUSED))
+            for queue in _queues_of(left, outcomes, Outcome.UNROUTABLE):
+                self._link.forget(queue)
+            again = list[Message]()
+            for message, outcome in zip(left, outcomes, strict=True):
+                if outcome is Outcome.REFUSED and message.queue in full:
+                    refused.append(message)
+                elif outcome is not Outcome.KEPT:
+                    again.append(message)
+            left = again
+            if left:
+                await self._pause(deadline, f"{len(left)} messages were not confirmed")
+        return refused
+
+    def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Consumer]:
+        return self._consume(queue, prefetch)
+
+    async def depth(self, queue: str) -> int:
+        deadline = self._link.deadline()
+        while True:
+            publisher = await self._ready({queue}, deadline)
+            try:
+                return await self._link.waiting(publisher.line, queue)
+            except TROUBLES as error:
+                await self._step_aside(publisher, queue, error, deadline)
+
+    async def close(self) -> None:
+        """Say goodbye to all nodes."""
+        await self._publishers.close()
+
+    @asynccontextmanager
+    async def _consume(self, queue: str, prefetch: int) -> AsyncIterator[Consumer]:
+        async with self._readers:
+            consumer = RabbitConsumer(self._link, queue, prefetch=prefetch)
+            try:
+                await consumer.open()
+                yield consumer
+            finally:
+                await consumer.close()
+
+    async def _ready(self, queues: Collection[str], deadline: float) -> Publisher:
+        """A publisher, with the queues declared."""
+        while True:
+            publisher = await self._publishers.one(deadline)
+            for queue in queues:
+                try:
+                    await self._link.declare(publisher.line, queue)
+                except TROUBLES as error:
+                    await self._step_aside(publisher, queue, error, deadline)
+                    break
+            else:
+                return publisher
+
+    async def _full(self, publisher: Publisher, queues: Collection[str]) -> Collection[str]:
+        """Those that refuse because they are full, and not because they elect a leader."""
+        full = set()
+        for queue in queues:
+            try:
+                depth = await self._link.waiting(publisher.line, queue)
+            except TROUBLES:
+                continue
+            if depth >= FULL_RATIO * self._link.settings.max_length:
+                full.add(queue)
+        if full:
+            publisher.forgive()
+        return full
+
+    async def _step_aside(self, publisher: Publisher, queue: str, error: BaseException, deadline: float) -> None:
+        """Go on with another node, or give up."""
+        publisher.retire()
+        self._link.forget(queue)
+        await self._pause(deadline, f"{queue} was not there ({explained(error)})")
+
+    async def _pause(self, deadline: float, why: str) -> None:
+        if asyncio.get_running_loop().time() + PAUSE_S >= deadline:
+            raise self._link.unavailable(f"{why} within {self._link.settings.timeout_s:g} s")
+        await asyncio.sleep(PAUSE_S)
+
+    def _parcel(self, message: Message) -> Parcel:
+        return Parcel(
+            full_name(message.queue, self._link.settings),
+            msgspec.json.encode(message),
+            PRIORITIES[message.priority],
+        )
+
+
+def _queues_of(messages: Sequence[Message], outcomes: Sequence[Outcome], which: Outcome) -> Collection[str]:
+    return {message.queue for message, outcome in zip(messages, outcomes, strict=True) if outcome is which}
+
+
+@asynccontextmanager
+async def open_rabbitmq(settings: model.Rabbitmq) -> AsyncIterator[RabbitQueue]:
+    """
+    The queues of a cluster; no node is asked before the first call.
+
+    Raises `SettingsError` where `url` is missing or was not understood.
+    """
+    if settings.url is None:
+        raise SettingsError(["`rabbitmq.url` is missing; give amqp://user:password@host:5672."])
+    quiet_the_driver()
+    queue = RabbitQueue(RabbitLink(parse(settings.url, heartbeat_s=settings.heartbeat_s), settings))
+    try:
+        yield queue
+    finally:
+        await queue.close()
