@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -45,7 +45,15 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
     """Empty stores."""
     if url is None:
         memory = MemoryStore()
-        yield Stores(keys=memory, usage=memory, tenants=memory.tenants, audit=memory.audit, sessions=MemorySessions())
+        yield Stores(
+            keys=memory,
+            usage=memory,
+            tenants=memory.tenants,
+            audit=memory.audit,
+            sessions=MemorySessions(),
+            tasks=cast("Any", None),
+            queue=cast("Any", None),
+        )
         return
     connection: Any = await asyncpg.connect(url)
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

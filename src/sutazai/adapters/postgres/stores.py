@@ -13,12 +13,15 @@ from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
+from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
+from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.sessions import SessionStore
+from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.settings.model import Database as DatabaseSettings
 from sutazai.settings.secret import Secret
@@ -33,6 +36,8 @@ class Stores:
     tenants: TenantStore
     audit: AuditLog
     sessions: SessionStore
+    tasks: TaskStore
+    queue: PostgresQueue
 
 
 @asynccontextmanager
@@ -75,4 +80,6 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             tenants=PostgresTenantStore(database),
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
+            tasks=PostgresTaskStore(database, max_length=MAX_LENGTH),
+            queue=PostgresQueue(database),
         )
