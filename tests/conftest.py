@@ -25,7 +25,8 @@ from tests.rabbit_servers import Rabbits, rabbits
 from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
-from sutazai.bootstrap import Gateway, open_gateway
+from sutazai.bootstrap import NO_AGENTS, Gateway, open_gateway
+from sutazai.ports.agent import Agent
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
 
@@ -154,12 +155,24 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
     del fake_nodes  # they are to outlive the gateways
     async with AsyncExitStack() as stack:
 
-        async def start(*nodes: FakeNode | NodeSettings, with_engine: bool = False, **groups: Any) -> Gateway:
+        async def start(
+            *nodes: FakeNode | NodeSettings,
+            with_engine: bool = False,
+            agents: Mapping[str, Agent] = NO_AGENTS,
+            **groups: Any,
+        ) -> Gateway:
             usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}
             settings = Settings(nodes=tuple(map(_listed, nodes)), **usual | groups)
             settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=0))
             return await stack.enter_async_context(
-                open_gateway(settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=with_engine)
+                open_gateway(
+                    settings,
+                    data_dir=data_dir,
+                    settings_path=None,
+                    environ={},
+                    with_engine=with_engine,
+                    agents=agents,
+                )
             )
 
         yield start

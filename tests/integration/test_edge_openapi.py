@@ -28,6 +28,7 @@ from sutazai.core.node import NodeKind
 from sutazai.edge.openapi import document
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Server, Settings
 from sutazai.testing import FakeNode
+from sutazai.testing.agents import plain_agents
 
 KNOWN = ("llama3", "qwen3", "phi4")
 CHECKS = [
@@ -61,7 +62,9 @@ def base_url(data_dir: Path) -> Iterator[str]:
                 logs=Logs(access=False),
             )
             opened = await stack.enter_async_context(
-                open_gateway(used, data_dir=data_dir, settings_path=None, environ={}, with_engine=False)
+                open_gateway(
+                    used, data_dir=data_dir, settings_path=None, environ={}, with_engine=False, agents=plain_agents()
+                )
             )
             urls.append(f"http://127.0.0.1:{opened.port}")
             started.set()
@@ -91,9 +94,11 @@ def test_every_address_does_as_described(case: Any, base_url: str) -> None:
 
 
 def _name_a_known_model(case: Any) -> None:
-    """Every other request is for a model that is there, so that answers are seen too."""
+    """Every other request is for a model or an agent that is there, so that answers are seen too."""
     body = case.body
     if isinstance(body, dict) and isinstance(body.get("model"), str) and case.path != "/api/delete":
         size = len(body["model"])
         if size % 2:
             body["model"] = KNOWN[size % 3]
+    if isinstance(body, dict) and isinstance(body.get("agent"), str) and len(body["agent"]) % 2:
+        body["agent"] = "anything"

@@ -1,9 +1,9 @@
 """
 No tenant learns of another: every address that the API description names is asked with foreign keys.
 
-Tenant A leaves canaries wherever something is kept: names, a prompt under way, an answer, a session. Each hostile
-tenant knows one of them, and puts it wherever the description has room for a text. What it gets back must hold none of
-the others. New addresses are asked as soon as they are described, and one that is not described fails a test.
+Tenant A leaves canaries wherever something is kept: names, a prompt under way, an answer, a session, a task. Each
+hostile tenant knows one of them, and puts it wherever the description has room for a text. What it gets back must hold
+none of the others. New addresses are asked as soon as they are described, and one that is not described fails a test.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sutazai.edge.app import build
 from sutazai.edge.openapi import document
 from sutazai.settings.model import Auth, Database, NodeSettings
 from sutazai.testing import Answer, Fault
+from sutazai.testing.agents import plain_agents
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,6 +42,7 @@ FOR_PROBES = {"/healthz", "/readyz"}
 FOR_ALL = FOR_PROBES | {"/openapi.json"} | {route.path for route in public.routes()}
 FOR_ANY_KEY = FOR_ALL | {"/metrics", "/api/version"}
 """Addresses that tell the same to everybody and ask no model."""
+FOR_TASKS = ("/v1/tasks", "/v1/agents", "/v1/schedules")
 METHODS = ("get", "post", "put", "patch", "delete")
 QUIET_S = 10.0
 
@@ -125,6 +127,8 @@ class Place:
     """The key of tenant A."""
     session: str
     """The id of A's session."""
+    task: str
+    """The id of A's task."""
     under_way: str
     """The id of A's request that a node works on."""
     canaries: dict[str, str]
@@ -166,8 +170,10 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
     admin_key, admin = await stores.keys.create(name="canary-ops", tenant="canary-platform", role=Role.ADMIN)
     owner_key, owner = await stores.keys.create(name="canary-laptop", tenant="canary-acme", role=Role.USER)
     await stores.tenants.set(Tenant(name="canary-acme", weight=2.0))
-    gateway = await gateways(NodeSettings(url=node.url, kind=node.kind.value, slots=64), auth=Auth(required=True))
-    found = Place(gateway.port, admin, owner, "", "", {}, {}, dial)
+    gateway = await gateways(
+        NodeSettings(url=node.url, kind=node.kind.value, slots=64), auth=Auth(required=True), agents=plain_agents()
+    )
+    found = Place(gateway.port, admin, owner, "", "", "", {}, {}, dial)
 
     node.script.extend([Answer(tokens=("canary-", "answer")), Answer(tokens=("canary-", "answer"))])
     draft = {"model": "llama3", "system": "canary-system", "metadata": {"canary-meta": "canary-value"}}
@@ -175,6 +181,8 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
     turn = {"messages": [{"role": "user", "content": "canary-turn"}]}
     await found.ask("POST", f"/v1/sessions/{found.session}/chat/completions", turn, key=owner)
     await found.ask("POST", "/v1/chat/completions", QUESTION, key=owner)
+    errand = {"agent": "echo", "input": {"text": "canary-input"}, "idempotency_key": "canary-once"}
+    found.task = (await found.ask("POST", "/v1/tasks", errand, key=owner))["id"]
     node.script.append(Fault.stall_before_head())
     before, asking = len(node.inferences), await dial(gateway.port)
     asking.post("/v1/chat/completions", SECRET_PROMPT, f"Authorization: Bearer {owner}")
@@ -194,6 +202,9 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
         "session's system": "canary-system",
         "session's metadata": "canary-meta",
         "session's value": "canary-value",
+        "task id": found.task,
+        "task's input": "canary-input",
+        "task's key": "canary-once",
         "turn": "canary-turn",
         "prompt": "canary-prompt",
         "answer": "canary-answer",
@@ -254,6 +265,8 @@ async def _is_untouched(place: Place) -> None:
     requests = (await place.ask("GET", "/admin/requests", key=place.admin))["requests"]
     tenant = await place.ask("GET", "/admin/tenants/canary-acme", key=place.admin)
 
+    task = await place.ask("GET", f"/v1/tasks/{place.task}", key=place.owner)
+    assert (task["status"], task["version"], task["input"]) == ("pending", 1, {"text": "canary-input"})
     assert (session["turns"], "canary-answer" in str(said)) == (1, True)
     assert place.under_way in {request["id"] for request in requests}
     assert tenant["weight"] == 2.0
@@ -308,28 +321,36 @@ async def test_without_a_key_only_what_is_public_is_answered(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial, operation: Operation
 ) -> None:
     gateway = await gateways(await fake_nodes(), auth=Auth(required=True))
-    place = Place(gateway.port, "", "", "", "", {}, {}, dial)
+    place = Place(gateway.port, "", "", "", "", "", {}, {}, dial)
 
     statuses = [(await place.said(operation.request("x", key)))[0] for key in ("", "sk-sutazai-wrong")]
 
     assert [status == 401 for status in statuses] == [operation.path not in FOR_ALL] * 2
 
 
+@pytest.mark.parametrize("scope", [Scope.TASKS, Scope.INFERENCE])
 async def test_a_key_without_the_scope_is_refused_everywhere(
-    gateways: StartGateway, fake_nodes: StartNode, dial: Dial, stores: Stores
+    gateways: StartGateway, fake_nodes: StartNode, dial: Dial, stores: Stores, scope: Scope
 ) -> None:
-    """A key for tasks alone; whoever adds an address has to say whom it is for."""
+    """Whoever adds an address has to say whom it is for: here are those that a key of one scope may use."""
     await _revoke_all(stores)
-    _, key = await stores.keys.create(name="canary-tasks", tenant="t", role=Role.ADMIN, scopes=frozenset({Scope.TASKS}))
+    _, key = await stores.keys.create(name="canary-one", tenant="t", role=Role.ADMIN, scopes=frozenset({scope}))
     gateway = await gateways(await fake_nodes(), auth=Auth(required=True))
-    place = Place(gateway.port, "", "", "", "", {}, {}, dial)
+    place = Place(gateway.port, "", "", "", "", "", {}, {}, dial)
 
+    asked = [
+        operation
+        for operation in OPERATIONS
+        if operation.path not in FOR_ANY_KEY and operation.path.startswith(FOR_TASKS) != (scope is Scope.TASKS)
+    ]
+    if scope is Scope.INFERENCE:
+        asked = [operation for operation in asked if operation.path.startswith(("/admin", *FOR_TASKS))]
     statuses = {
         f"{operation.method} {operation.path}": (await place.said(operation.request("x", key)))[0]
-        for operation in OPERATIONS
-        if operation.path not in FOR_ANY_KEY
+        for operation in asked
     }
 
+    assert asked
     assert {name: status for name, status in statuses.items() if status != 403} == {}
 
 

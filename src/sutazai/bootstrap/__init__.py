@@ -58,17 +58,21 @@ from sutazai.gateway.pipeline import Clocks, Knowledge, Pipeline
 from sutazai.gateway.routed import Routed
 from sutazai.gateway.sessions import Sessions, shortest_context
 from sutazai.policy.rate_limit import month_of
+from sutazai.ports.agent import Agent
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.keys import UsageRow
 from sutazai.ports.limits import Spent
 from sutazai.ports.nodes import NodeClient
 from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
+from sutazai.tasks.submit import Submission
+from sutazai.tasks.watch import Watch
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
 
 log = structlog.get_logger("sutazai")
 
+NO_AGENTS: Mapping[str, Agent] = {}
 FIRST_ROUND_S = 10.0
 SEED_S = 60.0
 """Beyond the limit of a probe: what nodes may take until all were looked at once."""
@@ -106,12 +110,14 @@ async def open_gateway(
     settings_path: Path | None,
     environ: Mapping[str, str],
     with_engine: bool,
+    agents: Mapping[str, Agent] = NO_AGENTS,
 ) -> AsyncIterator[Gateway]:
     """
     A gateway that listens and has probed its nodes once.
 
     Args:
         with_engine: run the embedded engine as the settings say (`sutazai up`).
+        agents: those that tasks may be for, by name.
 
     Raises `SettingsError`, `StoreUnavailable`, `Forbidden` (no key for an open address) or `OSError` (address taken).
     Leaving the context stops it politely.
@@ -149,6 +155,9 @@ async def open_gateway(
             wall=lambda: datetime.now(UTC),
         )
 
+        submission = Submission(stores.tasks, agents)
+        task_watch = Watch(stores.tasks)
+
         def is_ready() -> tuple[bool, str]:
             if server.unready:
                 return False, "stopping"
@@ -173,6 +182,9 @@ async def open_gateway(
             forget=_forget_nothing if pipeline.cached is None else pipeline.cached.forget,
             choice=pipeline.typed.choice,
             sessions=sessions,
+            tasks=stores.tasks,
+            submission=submission,
+            watch=task_watch,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -205,6 +217,8 @@ async def open_gateway(
             ("sweep those who wait", admitted.run),
             ("renew limits", pipeline.limited.run),
             ("sweep sessions", sessions.run),
+            ("submit tasks", submission.run),
+            ("watch tasks", task_watch.run),
             ("sweep connections", server.run),
             ("keep membership", membership.run),
             ("watch settings", watch.run),

@@ -39,6 +39,16 @@ app.command(
     help="Talk to a model in the terminal.\n\nExample: `sutazai chat`, `echo Why? | sutazai chat llama3.2`",
 )
 app.command(
+    "sutazai.cli.tasks:app",
+    name="tasks",
+    help='Submit and watch the work of agents.\n\nExample: `sutazai tasks submit summarize \'{"text": "..."}\' --wait`',
+)
+app.command(
+    "sutazai.cli.dead_letters:app",
+    name="dead-letters",
+    help="Show tasks that were given up, and try them again.\n\nExample: `sutazai dead-letters list`",
+)
+app.command(
     "sutazai.cli.route:app",
     name="route",
     help="Say which model a question would go to, and why.\n\nExample: `sutazai route explain 'Who wrote Emma?'`",

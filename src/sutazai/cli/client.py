@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
@@ -153,15 +153,17 @@ class GatewayClient:
             self._check(answer)
         return answer.body
 
-    async def lines(self, path: str, value: object, *, idle_s: float) -> AsyncGenerator[bytes, None]:
+    async def lines(
+        self, path: str, value: object, *, idle_s: float, method: str = "POST", headers: Sequence[bytes] = ()
+    ) -> AsyncGenerator[bytes, None]:
         """
-        The lines of a streamed answer to a POST.
+        The lines of a streamed answer.
 
         Close it to end the request; the gateway then frees the node at once.
         """
         with self._told(idle_s):
             await self._reach()
-            stream = self._http.lines("POST", path, value, idle_s=idle_s)
+            stream = self._http.lines(method, path, value, idle_s=idle_s, headers=headers)
             async with aclosing(cast("AsyncGenerator[bytes, None]", stream)) as lines:
                 async for line in lines:
                     yield line

@@ -4,6 +4,7 @@ Everything that can go wrong, as one tree.
 SutazaiError
 ├── BadRequest             the client's request was not understood
 │   ├── UnknownModel       no node has the model that was asked for
+│   ├── UnknownAgent       no agent has this name
 │   ├── WrongMethod        the address does not answer to this method
 │   └── TooLarge           a body, head or batch was over its limit
 ├── Unauthorized           no key, or one that is not known
@@ -62,6 +63,16 @@ class UnknownModel(BadRequest):
         hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " `GET /v1/models` lists what is there."
         super().__init__(f"The model {model[:200]!r} is on no node.{hint}", where="model")
         self.model = model
+        self.nearest = tuple(nearest)
+
+
+class UnknownAgent(BadRequest):
+    """No agent has this name."""
+
+    def __init__(self, agent: str, nearest: Sequence[str]) -> None:
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " `GET /v1/agents` lists what is there."
+        super().__init__(f"No agent is named {agent[:200]!r}.{hint}", where="agent")
+        self.agent = agent
         self.nearest = tuple(nearest)
 
 

@@ -18,6 +18,7 @@ from sutazai.edge import (
     openapi,
     public,
     sessions,
+    tasks,
 )
 from sutazai.edge.pool import Pool
 
@@ -34,6 +35,7 @@ def build(pool: Pool) -> Router:
             *health.routes(pool),
             *openai.routes(pool),
             *sessions.routes(pool),
+            *tasks.routes(pool),
             *ollama.routes(pool),
             *admin.routes(pool),
             *admin_keys.routes(pool),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -11,9 +9,17 @@ from starlette.responses import Response
 from sutazai import __version__
 from sutazai.core.request import Dialect, Endpoint
 from sutazai.edge.freshness import public_reply
+from sutazai.edge.openapi_tasks import task_paths
+from sutazai.edge.openapi_words import ANYTHING, PRIORITY, Schema
+from sutazai.edge.openapi_words import at as _at
+from sutazai.edge.openapi_words import body as _body
+from sutazai.edge.openapi_words import created as _created
+from sutazai.edge.openapi_words import error as _error
+from sutazai.edge.openapi_words import get as _get
+from sutazai.edge.openapi_words import in_path as _in_path
+from sutazai.edge.openapi_words import in_query as _in_query
+from sutazai.edge.openapi_words import json_body as _json_body
 from sutazai.edge.replies import Address
-
-Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string", "minLength": 1}
 MODEL: Schema = {"type": "string", "minLength": 1, "maxLength": 256, "examples": ["sutazai-trial"]}
@@ -21,7 +27,6 @@ STREAM: Schema = {"type": ["boolean", "null"]}
 NUMBER: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 TOKENS: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 1_000_000}
 SEED: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
-ANYTHING: Schema = {"type": "object"}
 INPUT: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 64}]}
 MESSAGES: Schema = {
     "type": "array",
@@ -46,14 +51,9 @@ LINES: Schema = {"type": "string", "description": "JSON, one object a line; the 
 USAGE: Schema = {"type": "object", "required": ["prompt_tokens"]}
 
 
-def _body(required: list[str], **properties: Schema) -> Schema:
-    return {"type": "object", "required": required, "properties": properties}
-
-
 LABEL: Schema = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[a-z0-9-]+$"}
 WORD: Schema = {"type": ["string", "null"]}
 COUNT: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**53}
-PRIORITY: Schema = {"enum": ["high", "normal", "low"]}
 LIMITS: Schema = {
     "type": "object",
     "additionalProperties": False,
@@ -150,6 +150,7 @@ def document() -> Schema:
     """OpenAPI 3.1."""
     paths: Schema = {endpoint.path: {"post": _inference(endpoint)} for endpoint in Endpoint}
     paths |= _openai_paths() | _ollama_paths() | _other_paths() | _admin_paths() | _session_paths()
+    paths |= task_paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -236,12 +237,6 @@ def _other_paths() -> Schema:
     }
 
 
-def _created(name: str, answer: Schema, body: Schema) -> Schema:
-    operation = _get(name, answer) | {"requestBody": _json_body(body)}
-    operation["responses"]["201"] = operation["responses"].pop("200")
-    return operation
-
-
 def _files(name: str, *media_types: str) -> Schema:
     operation = _get(name, ANYTHING)
     operation["responses"]["200"]["content"] = {kind: {"schema": {"type": "string"}} for kind in media_types}
@@ -322,20 +317,6 @@ def _admin(name: str, answer: Schema, body: Schema | None = None, *, status: str
     return operation
 
 
-def _at(name: str, operation: Schema) -> Schema:
-    return operation | {"parameters": [_in_path(name)]}
-
-
-def _get(name: str, answer: Schema, dialect: Dialect = Dialect.OPENAI) -> Schema:
-    return {
-        "operationId": name,
-        "responses": {
-            "200": {"description": "As asked.", "content": {"application/json": {"schema": answer}}},
-            "default": _error(dialect),
-        },
-    }
-
-
 def _send(name: str, body: Schema, answer: Schema | None) -> Schema:
     done: Schema = {"description": "Done."}
     if answer is not None:
@@ -348,24 +329,4 @@ def _send(name: str, body: Schema, answer: Schema | None) -> Schema:
         "tags": ["models"],
         "requestBody": _json_body(body),
         "responses": {"200": done, "default": _error(Dialect.OLLAMA)},
-    }
-
-
-def _json_body(schema: Schema) -> Schema:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
-
-
-def _in_path(name: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-
-
-def _in_query(name: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "query", "schema": schema}
-
-
-def _error(dialect: Dialect) -> Schema:
-    name = "OpenAIError" if dialect is Dialect.OPENAI else "OllamaError"
-    return {
-        "description": "What went wrong, in a sentence.",
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
     }

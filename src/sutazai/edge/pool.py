@@ -18,7 +18,10 @@ from sutazai.gateway.sessions import Sessions
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
+from sutazai.tasks.submit import Submission
+from sutazai.tasks.watch import Watch
 from sutazai.telemetry.metrics import Metrics
 
 
@@ -44,6 +47,9 @@ class Pool:
     choice: Callable[[], str]
     """What clients call the model that is chosen for them; empty where none could be."""
     sessions: Sessions
+    tasks: TaskStore
+    submission: Submission
+    watch: Watch
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

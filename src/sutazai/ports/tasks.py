@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -117,6 +117,9 @@ class TaskStore(Protocol):
         """
         Events of all tasks past that position, in the order of positions, and only those before which none can come.
         """
+
+    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
+        """How many events each of these has, of any tenant; those that are not there are missing."""
 
     def changed(self) -> AsyncIterator[frozenset[str]]:
         """

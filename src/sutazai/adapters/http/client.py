@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sutazai.adapters.http.connection import Connection, ConnectionPool
@@ -84,15 +84,22 @@ class HttpClient:
             message = f"The node {self.node} answered {path} with something that is not JSON."
             raise NodeRejected(message, node=self.node, status=answer.status) from error
 
-    async def lines(self, method: str, path: str, value: object, *, idle_s: float) -> AsyncIterator[bytes]:
+    async def lines(
+        self, method: str, path: str, value: object, *, idle_s: float, headers: Sequence[bytes] = ()
+    ) -> AsyncIterator[bytes]:
         """
         The lines of a streamed answer as they come, without their ends.
+
+        Args:
+            value: the body; None where there is none.
+            headers: further lines of the head, without their ends.
 
         Raises `NodeTimeout` after `idle_s` of silence and `NodeRejected` where the status is not 2xx. Closing the
         iterator drops the connection.
         """
         async with _Exchange(self._pool) as exchange:
-            await exchange.begin(self._request(method, path, json.dumps(value).encode()))
+            body = b"" if value is None else json.dumps(value).encode()
+            await exchange.begin(self._request(method, path, body, headers))
             rest = b""
             async for part in exchange.parts(idle_s=idle_s):
                 *complete, rest = (rest + part).split(b"\n")
@@ -106,8 +113,9 @@ class HttpClient:
             if rest:
                 yield rest
 
-    def _request(self, method: str, path: str, body: bytes) -> list[bytes]:
-        head = self.opening(method, path) + b"content-length: %d\r\n\r\n" % len(body)
+    def _request(self, method: str, path: str, body: bytes, headers: Sequence[bytes] = ()) -> list[bytes]:
+        more = b"".join(b"%b\r\n" % line for line in headers)
+        head = self.opening(method, path) + more + b"content-length: %d\r\n\r\n" % len(body)
         return [head, body] if body else [head]
 
 

@@ -43,6 +43,12 @@ FROM unnest($2::uuid[], $3::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL AND ($1::text IS NULL OR tasks.tenant = $1)
 
+-- name: task_versions
+SELECT tasks.id, tasks.version
+FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
+WHERE tasks.deleted_at IS NULL
+
 -- name: tasks_page
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
     tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,

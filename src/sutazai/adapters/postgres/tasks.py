@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -255,6 +255,11 @@ class PostgresTaskStore:
         async with self._database.transaction() as connection:
             rows = await connection.fetch(self._sql["tail_events"], after, limit)
         return [event_of(row) for row in rows]
+
+    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(self._sql["task_versions"], *keys(task_ids))
+        return {id_of(row["id"]): row["version"] for row in rows}
 
     async def changed(self) -> AsyncIterator[frozenset[str]]:
         async for payloads in heard(self._database, CHANNEL, look_s=LOOK_S):
