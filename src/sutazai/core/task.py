@@ -123,6 +123,8 @@ class Task:
     """Attempts that failed."""
     deliveries: int = 0
     """How often it was started; the fencing token of the attempt under way."""
+    losses: int = 0
+    """Attempts whose worker was gone before their end, since it was submitted or requeued."""
     waits_for: int = 0
     """Tasks that must end before it goes on."""
     worker: str = ""
@@ -305,6 +307,7 @@ def _started(task: Task, event: Started, at: datetime) -> Changes:
     return {
         "status": TaskStatus.PROCESSING,
         "deliveries": event.fence,
+        "losses": task.losses + (task.status is TaskStatus.PROCESSING),
         "worker": event.worker,
         "started_at": at,
     }
@@ -409,6 +412,7 @@ def _requeued(task: Task, event: Requeued, _: datetime) -> Changes:
     return {
         "status": TaskStatus.PENDING,
         "attempts": 0,
+        "losses": 0,
         "run_at": event.run_at,
         "reason": None,
         "error": "",

@@ -24,7 +24,14 @@ FINAL = frozenset({FailureReason.UNREADABLE, FailureReason.UNKNOWN_AGENT, Failur
 
 
 def on_delivery(task: Task, *, worker: str, may_take_over: bool, delivery_limit: int, now: datetime) -> Event | str:
-    """What to do with a task that was delivered to a worker: an event, or in words why there is nothing to do."""
+    """
+    What to do with a task that was delivered to a worker: an event, or in words why there is nothing to do.
+
+    Args:
+        may_take_over: whoever had the message before is gone.
+        delivery_limit: workers that a task may outlive. Starts after a pause, a hand-over or a join are not counted:
+            those workers lived.
+    """
     if task.status.is_end:
         return f"it is {task.status.value}"
     if task.status is TaskStatus.WAITING:
@@ -37,8 +44,8 @@ def on_delivery(task: Task, *, worker: str, may_take_over: bool, delivery_limit:
         return Cancelled(fence)
     if task.draft.deadline is not None and task.draft.deadline <= now:
         return Failed(fence, FailureReason.DEADLINE, "Its deadline was over before it was started.")
-    if task.deliveries >= delivery_limit:
-        why = f"It was started {task.deliveries} times and its workers did not live to its end."
+    if task.losses + is_under_way >= delivery_limit:
+        why = f"{task.losses + is_under_way} of its workers did not live to its end."
         return Failed(fence, FailureReason.DELIVERY_LIMIT, why)
     return Started(worker, task.deliveries + 1)
 

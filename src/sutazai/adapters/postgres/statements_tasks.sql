@@ -27,7 +27,7 @@ SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smal
 -- name: lock_tasks
 -- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
@@ -37,7 +37,7 @@ FOR UPDATE OF tasks
 
 -- name: tasks_by_id
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM unnest($2::uuid[], $3::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
@@ -45,7 +45,7 @@ WHERE tasks.deleted_at IS NULL AND ($1::text IS NULL OR tasks.tenant = $1)
 
 -- name: tasks_page
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM tasks
 WHERE deleted_at IS NULL
@@ -61,16 +61,16 @@ LIMIT $7
 -- name: save_tasks
 UPDATE tasks SET
     version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
-    deliveries = news.deliveries, waits_for = news.waits_for, worker = news.worker,
+    deliveries = news.deliveries, losses = news.losses, waits_for = news.waits_for, worker = news.worker,
     is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
     progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
     tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
 FROM unnest(
     $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
-    $8::integer[], $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-    $16::text[], $17::bigint[], $18::timestamptz[], $19::timestamptz[]
-) AS news (id, created_at, version, status, run_at, attempts, deliveries, waits_for, worker, is_cancelling, result,
-    result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
+    $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[], $15::text[],
+    $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
+) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker, is_cancelling,
+    result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
 WHERE tasks.id = news.id AND tasks.created_at = news.created_at
 
 -- name: called_off

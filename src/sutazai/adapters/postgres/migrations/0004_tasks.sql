@@ -23,6 +23,7 @@ CREATE TABLE tasks (
     attempts integer NOT NULL DEFAULT 0,
     -- The fencing token of the attempt under way.
     deliveries integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
     waits_for integer NOT NULL DEFAULT 0,
     worker text NOT NULL DEFAULT '',
     is_cancelling boolean NOT NULL DEFAULT false,
