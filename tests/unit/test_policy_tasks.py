@@ -125,7 +125,7 @@ def test_the_last_attempt_that_fails_makes_a_dead_letter() -> None:
     assert failed(replace(PROCESSING, attempts=2)) == Failed(1, FailureReason.ERROR, "It broke.", 5)
 
 
-@pytest.mark.parametrize("reason", sorted(FINAL, key=lambda reason: reason.value))
+@pytest.mark.parametrize("reason", [reason for reason in FailureReason if reason in FINAL])
 def test_what_would_end_the_same_way_is_not_tried_again(reason: FailureReason) -> None:
     assert isinstance(failed(PROCESSING, reason), Failed)
 

@@ -493,3 +493,22 @@ def is_task_id(text: str) -> bool:
 def id_of(uuid: UUID) -> str:
     """The id around a UUID."""
     return f"{PREFIX}{uuid.hex}"
+
+
+def is_storable(text: str) -> bool:
+    """Whether every store can keep it: no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text))
+
+
+def storable(event: Event) -> Event:
+    """The event as every store can keep it: what an agent or its error says must never keep a task from ending."""
+    texts = {name: getattr(event, name) for name in _TEXTS if hasattr(event, name)}
+    spoiled = {name: text for name, text in texts.items() if not is_storable(text)}
+    if not spoiled:
+        return event
+    mended = {name: text.encode("utf-8", "replace").decode().replace("\0", "?") for name, text in spoiled.items()}
+    return replace(event, **mended)  # type: ignore[type-var]
+
+
+_TEXTS = ("error", "worker", "result", "result_object", "progress", "checkpoint")
+"""Fields of events that come from outside."""

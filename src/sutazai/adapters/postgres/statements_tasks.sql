@@ -98,6 +98,9 @@ ON CONFLICT DO NOTHING
 -- name: end_waits
 DELETE FROM task_waits WHERE waits_for = ANY ($1::uuid[]) RETURNING waits_for, waiter, needs_success
 
+-- name: stop_waiting
+DELETE FROM task_waits WHERE waiter = ANY ($1::uuid[])
+
 -- name: events_of_task
 SELECT position, task, version, tenant, kind, schema, at, data
 FROM events
@@ -105,17 +108,22 @@ WHERE task = $1 AND created_at = $2 AND version > $3 AND ($4::text IS NULL OR te
 ORDER BY version
 LIMIT $5
 
+-- name: mark_events
+-- The highest position given so far and, where that is news, the number of a transaction that begins after it.
+SELECT last_value AS position, CASE WHEN last_value > $1 THEN pg_current_xact_id()::text::bigint END AS transaction
+FROM events_position
+
 -- name: tail_events
--- Below the oldest transaction under way nothing can come any more.
 SELECT position, task, version, tenant, kind, schema, at, data
 FROM events
-WHERE position > $1 AND transaction < pg_snapshot_xmin(pg_current_snapshot())
-    AND position < coalesce(
-        (SELECT min(position) FROM events
-            WHERE position > $1 AND transaction >= pg_snapshot_xmin(pg_current_snapshot())),
-        9223372036854775807)
+WHERE position > $1 AND position <= $3
 ORDER BY position
 LIMIT $2
+
+-- name: settled_events
+-- The highest of these marks before which every transaction has ended.
+SELECT max(mark.position) FROM unnest($1::bigint[], $2::bigint[]) AS mark (position, transaction)
+WHERE mark.transaction <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 
 -- name: tell_tasks
 SELECT pg_notify('sutazai_tasks', $1)
@@ -176,6 +184,9 @@ WITH picked AS (
     RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
 )
 SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
+
+-- name: free_unknown_dispatch
+UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigint[])
 
 -- name: ack_dispatch
 DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2
