@@ -123,6 +123,8 @@ class Task:
     """Attempts that failed."""
     deliveries: int = 0
     """How often it was started; the fencing token of the attempt under way."""
+    losses: int = 0
+    """Attempts whose worker was gone before their end, since it was submitted or requeued."""
     waits_for: int = 0
     """Tasks that must end before it goes on."""
     worker: str = ""
@@ -305,6 +307,7 @@ def _started(task: Task, event: Started, at: datetime) -> Changes:
     return {
         "status": TaskStatus.PROCESSING,
         "deliveries": event.fence,
+        "losses": task.losses + (task.status is TaskStatus.PROCESSING),
         "worker": event.worker,
         "started_at": at,
     }
@@ -409,6 +412,7 @@ def _requeued(task: Task, event: Requeued, _: datetime) -> Changes:
     return {
         "status": TaskStatus.PENDING,
         "attempts": 0,
+        "losses": 0,
         "run_at": event.run_at,
         "reason": None,
         "error": "",
@@ -489,3 +493,22 @@ def is_task_id(text: str) -> bool:
 def id_of(uuid: UUID) -> str:
     """The id around a UUID."""
     return f"{PREFIX}{uuid.hex}"
+
+
+def is_storable(text: str) -> bool:
+    """Whether every store can keep it: no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text))
+
+
+def storable(event: Event) -> Event:
+    """The event as every store can keep it: what an agent or its error says must never keep a task from ending."""
+    texts = {name: getattr(event, name) for name in _TEXTS if hasattr(event, name)}
+    spoiled = {name: text for name, text in texts.items() if not is_storable(text)}
+    if not spoiled:
+        return event
+    mended = {name: text.encode("utf-8", "replace").decode().replace("\0", "?") for name, text in spoiled.items()}
+    return replace(event, **mended)  # type: ignore[type-var]
+
+
+_TEXTS = ("error", "worker", "result", "result_object", "progress", "checkpoint")
+"""Fields of events that come from outside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from sutazai.core.errors import BadRequest
 from sutazai.core.task import (
     Cancelled,
     Event,
@@ -13,7 +14,10 @@ from sutazai.core.task import (
     Retried,
     Started,
     Task,
+    TaskDraft,
     TaskStatus,
+    is_storable,
+    is_task_id,
 )
 
 FIRST_PAUSE_S = 1.0
@@ -21,10 +25,42 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 FINAL = frozenset({FailureReason.UNREADABLE, FailureReason.UNKNOWN_AGENT, FailureReason.BUDGET, FailureReason.DEADLINE})
 """Trying again would end the same way."""
+LONGEST_NAME = 512
+
+
+def check_draft(draft: TaskDraft) -> None:
+    """Raises `BadRequest` for what no store could keep."""
+    names = {
+        "agent": draft.agent,
+        "queue": draft.queue,
+        "idempotency_key": draft.idempotency_key,
+        "tenant": draft.tenant,
+        "user": draft.user,
+    }
+    for where, name in names.items():
+        if len(name) > LONGEST_NAME:
+            raise BadRequest(f"`{where}` had {len(name):,} characters. Use {LONGEST_NAME} at most.", where=where)
+    for where, text in {**names, "webhook": draft.webhook, "input": draft.input}.items():
+        if not is_storable(text):
+            raise BadRequest(f"`{where}` held a NUL or half a surrogate pair. Take it out.", where=where)
+    if draft.parent and not is_task_id(draft.parent):
+        raise BadRequest(f"`parent` was {draft.parent[:64]!r}, which is no id of a task.", where="parent")
+
+
+def may_wait(waiter: Task, other: Task) -> bool:
+    """Whether a task can wait for another one: not for itself, another tenant's, or one that has ended."""
+    return other.id != waiter.id and other.draft.tenant == waiter.draft.tenant and not other.status.is_end
 
 
 def on_delivery(task: Task, *, worker: str, may_take_over: bool, delivery_limit: int, now: datetime) -> Event | str:
-    """What to do with a task that was delivered to a worker: an event, or in words why there is nothing to do."""
+    """
+    What to do with a task that was delivered to a worker: an event, or in words why there is nothing to do.
+
+    Args:
+        may_take_over: whoever had the message before is gone.
+        delivery_limit: workers that a task may outlive. Starts after a pause, a hand-over or a join are not counted:
+            those workers lived.
+    """
     if task.status.is_end:
         return f"it is {task.status.value}"
     if task.status is TaskStatus.WAITING:
@@ -37,8 +73,8 @@ def on_delivery(task: Task, *, worker: str, may_take_over: bool, delivery_limit:
         return Cancelled(fence)
     if task.draft.deadline is not None and task.draft.deadline <= now:
         return Failed(fence, FailureReason.DEADLINE, "Its deadline was over before it was started.")
-    if task.deliveries >= delivery_limit:
-        why = f"It was started {task.deliveries} times and its workers did not live to its end."
+    if task.losses + is_under_way >= delivery_limit:
+        why = f"{task.losses + is_under_way} of its workers did not live to its end."
         return Failed(fence, FailureReason.DELIVERY_LIMIT, why)
     return Started(worker, task.deliveries + 1)
 

@@ -93,7 +93,7 @@ class Codec:
             for number in range(schema, newest):
                 fields = self._upcasters[kind, number](fields)
             return msgspec.convert(fields, KINDS[kind])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
             raise StoreUnavailable(
                 f"An event of the kind {kind!r} did not have its form: {error}. `sutazai events verify` finds all such."
             ) from error

@@ -2,8 +2,8 @@
 The queue in a table: for one machine, and as the outbox before a broker.
 
 A row is held by one consumer at a time. Each process beats in `dispatch_consumers`; one whose beat another process has
-seen stand still for `LEASE_S` of its own monotonic time is gone, and what it held is free. No clocks are compared, and
-a database that stands still lets nobody die.
+seen stand still for `LEASE_S` of its own monotonic time is gone, and what it held is free. No clocks are compared. The
+time between two looks counts as one beat at most, so a database that stands still lets nobody die.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class PostgresQueue:
         self._clock = clock
         self._consumers: set[PostgresConsumer] = set()
         self._beats: dict[uuid.UUID, tuple[int, float]] = {}
-        """The last beat of each process, and when it was first seen."""
+        """The last beat of each consumer, and for how long it has stood still before our eyes."""
+        self._looked_at = clock()
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
         now = self._wall()
@@ -100,7 +101,7 @@ class PostgresQueue:
             while True:
                 await asyncio.sleep(BEAT_S)
                 try:
-                    await self._turn()
+                    await self.tend()
                 except StoreUnavailable as error:
                     log.warning("the queue was not tended", why=error.message)
                 except Exception:  # the border of one turn
@@ -111,7 +112,8 @@ class PostgresQueue:
             for consumer in list(self._consumers):
                 consumer.wake(queues)
 
-    async def _turn(self) -> None:
+    async def tend(self) -> None:
+        """Do once what `run` does at every beat."""
         consumers = list(self._consumers)
         async with self._database.transaction() as connection:
             for consumer in consumers:
@@ -129,14 +131,13 @@ class PostgresQueue:
     def _gone(self, beats: dict[uuid.UUID, int]) -> Sequence[uuid.UUID]:
         """Those whose beat has not changed for longer than a lease, as this process has seen."""
         now = self._clock()
+        passed_s = min(now - self._looked_at, BEAT_S)  # past a beat it was we, or the database, who stood still
+        self._looked_at = now
         before, self._beats = self._beats, {}
-        gone = []
         for consumer, beat in beats.items():
-            seen_beat, since = before.get(consumer, (-1, now))
-            self._beats[consumer] = (beat, since if seen_beat == beat else now)
-            if seen_beat == beat and now - since > LEASE_S:
-                gone.append(consumer)
-        return gone
+            seen_beat, still_s = before.get(consumer, (-1, 0.0))
+            self._beats[consumer] = (beat, still_s + passed_s if seen_beat == beat else 0.0)
+        return [consumer for consumer, (_, still_s) in self._beats.items() if still_s >= LEASE_S]
 
 
 class PostgresConsumer:
@@ -150,6 +151,12 @@ class PostgresConsumer:
         self._id: uuid.UUID | None = None
         self._called = asyncio.Event()
         self._held: set[int] = set()
+        self._look: asyncio.Task[Sequence[Delivery]] | None = None
+        """Under way. It outlives a cancellation of `take`: what it finds is for the next one."""
+        self._found: list[Delivery] = []
+        """More than the last `take` wanted."""
+        self._is_unsure = False
+        """A look failed, and may have taken rows that nobody knows of."""
 
     def wake(self, queues: frozenset[str]) -> None:
         """Look again, should these be ours, or nobody know."""
@@ -161,27 +168,40 @@ class PostgresConsumer:
         if self._id is not None and await connection.fetchval(self._sql["beat_consumer"], self._id) is None:
             self._id = None
             self._held.clear()
+            self._found.clear()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
         while True:
-            self._called.clear()
-            found = await self._look(min(at_most, self._prefetch - len(self._held)))
-            if found:
+            if found := self._found[:at_most]:
+                del self._found[:at_most]
                 return found
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._called.wait()
+            if self._look is None:
+                self._called.clear()
+                looking = self._take(min(at_most, self._prefetch - len(self._held)))
+                self._look = asyncio.create_task(looking, name="look for messages")
+            look = self._look
+            await asyncio.wait([look])
+            self._look = None
+            self._found.extend(look.result())
+            if not self._found:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._called.wait()
 
-    async def _look(self, at_most: int) -> Sequence[Delivery]:
+    async def _take(self, at_most: int) -> Sequence[Delivery]:
         if at_most <= 0:
             return ()
+        was_unsure, self._is_unsure = self._is_unsure, True
         with _as_queue():
             async with self._database.transaction() as connection:
                 consumer = self._id
                 if consumer is None:
                     consumer = uuid.uuid4()
                     await connection.execute(self._sql["enter_consumer"], consumer)
+                elif was_unsure:
+                    await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
                 rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
+        self._is_unsure = False
         self._id = consumer
         self._held.update(row["id"] for row in rows)
         return [self._delivery(row) for row in rows]
@@ -205,7 +225,13 @@ class PostgresConsumer:
 
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""
+        if self._look is not None:
+            with suppress(StoreUnavailable):
+                await self._look
+            self._look = None
         consumer, self._id = self._id, None
+        self._held.clear()
+        self._found.clear()
         if consumer is None:
             return
         with suppress(StoreUnavailable):

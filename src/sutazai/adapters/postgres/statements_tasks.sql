@@ -27,7 +27,7 @@ SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smal
 -- name: lock_tasks
 -- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
@@ -37,7 +37,7 @@ FOR UPDATE OF tasks
 
 -- name: tasks_by_id
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM unnest($2::uuid[], $3::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
@@ -51,7 +51,7 @@ WHERE tasks.deleted_at IS NULL
 
 -- name: tasks_page
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
+    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 FROM tasks
 WHERE deleted_at IS NULL
@@ -67,16 +67,16 @@ LIMIT $7
 -- name: save_tasks
 UPDATE tasks SET
     version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
-    deliveries = news.deliveries, waits_for = news.waits_for, worker = news.worker,
+    deliveries = news.deliveries, losses = news.losses, waits_for = news.waits_for, worker = news.worker,
     is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
     progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
     tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
 FROM unnest(
     $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
-    $8::integer[], $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-    $16::text[], $17::bigint[], $18::timestamptz[], $19::timestamptz[]
-) AS news (id, created_at, version, status, run_at, attempts, deliveries, waits_for, worker, is_cancelling, result,
-    result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
+    $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[], $15::text[],
+    $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
+) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker, is_cancelling,
+    result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
 WHERE tasks.id = news.id AND tasks.created_at = news.created_at
 
 -- name: called_off
@@ -104,6 +104,9 @@ ON CONFLICT DO NOTHING
 -- name: end_waits
 DELETE FROM task_waits WHERE waits_for = ANY ($1::uuid[]) RETURNING waits_for, waiter, needs_success
 
+-- name: stop_waiting
+DELETE FROM task_waits WHERE waiter = ANY ($1::uuid[])
+
 -- name: events_of_task
 SELECT position, task, version, tenant, kind, schema, at, data
 FROM events
@@ -111,17 +114,22 @@ WHERE task = $1 AND created_at = $2 AND version > $3 AND ($4::text IS NULL OR te
 ORDER BY version
 LIMIT $5
 
+-- name: mark_events
+-- The highest position given so far and, where that is news, the number of a transaction that begins after it.
+SELECT last_value AS position, CASE WHEN last_value > $1 THEN pg_current_xact_id()::text::bigint END AS transaction
+FROM events_position
+
 -- name: tail_events
--- Below the oldest transaction under way nothing can come any more.
 SELECT position, task, version, tenant, kind, schema, at, data
 FROM events
-WHERE position > $1 AND transaction < pg_snapshot_xmin(pg_current_snapshot())
-    AND position < coalesce(
-        (SELECT min(position) FROM events
-            WHERE position > $1 AND transaction >= pg_snapshot_xmin(pg_current_snapshot())),
-        9223372036854775807)
+WHERE position > $1 AND position <= $3
 ORDER BY position
 LIMIT $2
+
+-- name: settled_events
+-- The highest of these marks before which every transaction has ended.
+SELECT max(mark.position) FROM unnest($1::bigint[], $2::bigint[]) AS mark (position, transaction)
+WHERE mark.transaction <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 
 -- name: tell_tasks
 SELECT pg_notify('sutazai_tasks', $1)
@@ -182,6 +190,9 @@ WITH picked AS (
     RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
 )
 SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
+
+-- name: free_unknown_dispatch
+UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigint[])
 
 -- name: ack_dispatch
 DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2

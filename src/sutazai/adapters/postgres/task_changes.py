@@ -21,6 +21,7 @@ from sutazai.core.task import (
     TaskStatus,
     after,
     id_of,
+    storable,
     uuid_of,
 )
 from sutazai.ports.queue import Message
@@ -63,6 +64,7 @@ class TaskChanges:
     def apply(self, task_id: str, event: Event) -> Task | None:
         """Let it happen to a locked task; None where it could not."""
         before = self._tasks.get(task_id)
+        event = storable(event)
         try:
             task = after(before, event, id=task_id, at=self._now)
         except IllegalChange:
@@ -76,7 +78,10 @@ class TaskChanges:
         """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
         ended = [task.id for task in self._touched() if task.status.is_end]
         while ended:
-            rows = await self._connection.fetch(self._sql["end_waits"], [uuid_of(task_id) for task_id in ended])
+            uuids = [uuid_of(task_id) for task_id in ended]
+            # What it waited for itself is of no meaning any more, should it be requeued and wait again.
+            await self._connection.execute(self._sql["stop_waiting"], uuids)
+            rows = await self._connection.fetch(self._sql["end_waits"], uuids)
             await self.lock([id_of(row["waiter"]) for row in rows])
             ended = []
             for row in rows:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import asyncpg
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.ear import heard
+from sutazai.adapters.postgres.tail import EventTail
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
@@ -23,6 +25,7 @@ from sutazai.core.task import (
     FailureReason,
     Requeued,
     Submitted,
+    Suspended,
     Task,
     TaskDraft,
     TaskStatus,
@@ -32,7 +35,7 @@ from sutazai.core.task import (
     task_id,
     uuid_of,
 )
-from sutazai.policy.tasks import on_delivery
+from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
 
@@ -59,8 +62,11 @@ class PostgresTaskStore:
         self._sql = database.sql
         self._max_length = max_length
         self._wall = wall
+        self._tail = EventTail(database)
 
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
+        for draft in drafts:
+            check_draft(draft)
         return await self._in_turn(lambda changes, connection: self._submit(changes, connection, drafts))
 
     async def _submit(self, changes: TaskChanges, connection: Connection, drafts: Sequence[TaskDraft]) -> list[Task]:
@@ -126,6 +132,8 @@ class PostgresTaskStore:
         return await read(self._database, tenant, task_ids)
 
     async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+        if (before and not is_task_id(before)) or (which.parent and not is_task_id(which.parent)):
+            return ()
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
                 self._sql["tasks_page"],
@@ -168,21 +176,13 @@ class PostgresTaskStore:
         return await self._in_turn(work)
 
     async def suspend(self, change: Change, waits_for: Sequence[str]) -> Task | None:
-        """
-        Let a task wait for others; those that have ended by now are not waited for.
-
-        The event's own number is not looked at: the one counted here is.
-        """
-
         async def work(changes: TaskChanges, connection: Connection) -> Task | None:
             await changes.lock([change.task, *waits_for])
-            open_ = [
-                task
-                for task in map(changes.get, dict.fromkeys(waits_for))
-                if task is not None and not task.status.is_end
-            ]
-            event = change.event.__class__(change.event.fence, len(open_), change.event.tokens)  # type: ignore[attr-defined,call-arg]
-            task = changes.apply(change.task, event)
+            waiter = changes.get(change.task)
+            if waiter is None or not isinstance(change.event, Suspended):
+                return None
+            open_ = [task for task in map(changes.get, dict.fromkeys(waits_for)) if task and may_wait(waiter, task)]
+            task = changes.apply(change.task, replace(change.event, waits_for=len(open_)))
             if task is not None and open_:
                 waits = [uuid_of(one.id) for one in open_]
                 await connection.execute(
@@ -227,9 +227,10 @@ class PostgresTaskStore:
         return await self._in_turn(work)
 
     async def called_off(self, held: Sequence[tuple[str, int]]) -> Sequence[str]:
+        known = [(task, fence) for task, fence in held if is_task_id(task)]
         async with self._database.transaction() as connection:
-            columns = keys([task for task, _ in held])
-            rows = await connection.fetch(self._sql["called_off"], *columns, [fence for _, fence in held])
+            columns = keys([task for task, _ in known])
+            rows = await connection.fetch(self._sql["called_off"], *columns, [fence for _, fence in known])
         return [id_of(row["id"]) for row in rows]
 
     async def expire(self, now: datetime, *, limit: int) -> int:
@@ -252,9 +253,7 @@ class PostgresTaskStore:
         return [event_of(row) for row in rows]
 
     async def tail(self, *, after: int, limit: int) -> Sequence[KeptEvent]:
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(self._sql["tail_events"], after, limit)
-        return [event_of(row) for row in rows]
+        return await self._tail.read(after=after, limit=limit)
 
     async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
         async with self._database.transaction() as connection:

@@ -23,6 +23,7 @@ CREATE TABLE tasks (
     attempts integer NOT NULL DEFAULT 0,
     -- The fencing token of the attempt under way.
     deliveries integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
     waits_for integer NOT NULL DEFAULT 0,
     worker text NOT NULL DEFAULT '',
     is_cancelling boolean NOT NULL DEFAULT false,
@@ -46,10 +47,8 @@ CREATE TABLE tasks_default PARTITION OF tasks DEFAULT;
 
 CREATE SEQUENCE events_position;
 CREATE TABLE events (
+    -- Given in the order of versions, before a commit, and so visible in any order: see `adapters/postgres/tail.py`.
     position bigint NOT NULL DEFAULT nextval('events_position'),
-    -- Positions are given before a commit and become visible in any order: a reader stays below the oldest
-    -- transaction that is still under way.
-    transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
     task uuid NOT NULL,
     version integer NOT NULL,
     tenant text NOT NULL,
@@ -72,6 +71,7 @@ CREATE TABLE task_waits (
     needs_success boolean NOT NULL,
     PRIMARY KEY (waits_for, waiter)
 );
+CREATE INDEX idx_task_waits_waiter ON task_waits (waiter);
 
 CREATE TABLE task_keys (
     tenant text NOT NULL,
