@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -197,6 +197,10 @@ class MemoryTaskStore:
             for task, fence in known
             if task.is_cancelling or task.deliveries != fence or task.status is not TaskStatus.PROCESSING
         ]
+
+    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
+        self._check()
+        return {task: self._tasks[task].version for task in task_ids if task in self._tasks}
 
     async def expire(self, now: datetime, *, limit: int) -> int:
         self._check()

@@ -156,7 +156,7 @@ class PostgresConsumer:
         self._found: list[Delivery] = []
         """More than the last `take` wanted."""
         self._is_unsure = False
-        """A look failed, and may have taken rows that nobody knows of."""
+        """Something failed that may have left rows which nobody knows of."""
 
     def wake(self, queues: frozenset[str]) -> None:
         """Look again, should these be ours, or nobody know."""
@@ -191,17 +191,20 @@ class PostgresConsumer:
     async def _take(self, at_most: int) -> Sequence[Delivery]:
         if at_most <= 0:
             return ()
-        was_unsure, self._is_unsure = self._is_unsure, True
-        with _as_queue():
-            async with self._database.transaction() as connection:
-                consumer = self._id
-                if consumer is None:
-                    consumer = uuid.uuid4()
-                    await connection.execute(self._sql["enter_consumer"], consumer)
-                elif was_unsure:
-                    await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
-                rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
-        self._is_unsure = False
+        was_unsure, self._is_unsure = self._is_unsure, False
+        try:
+            with _as_queue():
+                async with self._database.transaction() as connection:
+                    consumer = self._id
+                    if consumer is None:
+                        consumer = uuid.uuid4()
+                        await connection.execute(self._sql["enter_consumer"], consumer)
+                    elif was_unsure:
+                        await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
+                    rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
+        except BaseException:
+            self._is_unsure = True
+            raise
         self._id = consumer
         self._held.update(row["id"] for row in rows)
         return [self._delivery(row) for row in rows]
@@ -244,13 +247,18 @@ class PostgresConsumer:
         held = [delivery.tag for delivery in deliveries if delivery.tag in self._held]
         if not held:
             return
-        with _as_queue():
-            async with self._database.transaction() as connection:
-                await connection.execute(self._sql[statement], held, self._id)
-                if tells:
-                    await connection.execute(self._sql["tell_queues"], [self._queue])
         self._held.difference_update(held)
-        self._called.set()
+        try:
+            with _as_queue():
+                async with self._database.transaction() as connection:
+                    await connection.execute(self._sql[statement], held, self._id)
+                    if tells:
+                        await connection.execute(self._sql["tell_queues"], [self._queue])
+        except BaseException:
+            self._is_unsure = True  # the next look frees them, and whoever gets them finds them ended
+            raise
+        finally:
+            self._called.set()
 
 
 class _as_queue:  # noqa: N801 - reads as a word in a `with`
