@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from aiormq.abc import DeliveredMessage
 
-from sutazai.adapters.rabbitmq.link import TROUBLES, Line, RabbitLink, answered, explained
+from sutazai.adapters.rabbitmq.link import TROUBLES, Line, RabbitLink, explained
 from sutazai.adapters.rabbitmq.topology import full_name
 from sutazai.ports.queue import Delivery, Message
 
@@ -95,7 +95,7 @@ class RabbitConsumer:
     async def _begin(self, line: Line) -> None:
         limit_s = self._link.settings.confirm_timeout_s
         await self._link.declare(line, self._queue)
-        await answered(line.channel.basic_qos(prefetch_count=self._prefetch), limit_s)
+        await self._link.answered(line.channel.basic_qos(prefetch_count=self._prefetch), limit_s)
         number = next(_lines)
 
         def arrived(message: DeliveredMessage) -> None:
@@ -112,7 +112,7 @@ class RabbitConsumer:
         line.channel.on_consumer_cancel_callbacks.add(cancelled)
         line.channel.closing.add_done_callback(lambda _: self._stirred.set())
         try:
-            await answered(line.channel.basic_consume(self._full_name, arrived), limit_s)  # type: ignore[arg-type]
+            await self._link.answered(line.channel.basic_consume(self._full_name, arrived), limit_s)  # type: ignore[arg-type]
         except BaseException:
             self._line = None
             self._let_go()
@@ -129,7 +129,7 @@ class RabbitConsumer:
                 await self._stirred.wait()
         except TimeoutError:
             try:
-                await answered(
+                await self._link.answered(
                     line.channel.basic_qos(prefetch_count=self._prefetch), self._link.settings.confirm_timeout_s
                 )
             except TROUBLES as error:
@@ -153,7 +153,7 @@ class RabbitConsumer:
                     await say(line, tag, tag == up_to)
 
         try:
-            await answered(said(), self._link.settings.confirm_timeout_s)
+            await self._link.answered(said(), self._link.settings.confirm_timeout_s)
         except TROUBLES as error:
             log.debug("what was held went to others", queue=self._queue, node=line.node, reason=explained(error))
             self._hang_up()
