@@ -85,13 +85,19 @@ class RabbitLink:
         return asyncio.get_running_loop().time() + self.settings.timeout_s
 
     async def answered(
-        self, work: Coroutine[Any, Any, T], within_s: float, unwanted: Callable[[T], object] | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        within_s: float,
+        *,
+        unwanted: Callable[[T], object] | None = None,
+        is_finished: bool = False,
     ) -> T:
         """
         Run something of the driver's, for so long at most.
 
         Args:
             unwanted: given the result where nobody waits for it any more.
+            is_finished: it goes on when whoever waits is cancelled.
 
         Raises one of `TROUBLES`; a cancellation is always our own.
         """
@@ -99,7 +105,7 @@ class RabbitLink:
         try:
             done, _ = await asyncio.wait({task}, timeout=within_s)
         except asyncio.CancelledError:
-            self._give_up(task, unwanted)
+            self._give_up(task, unwanted, is_finished=is_finished)
             raise
         if not done:
             self._give_up(task, unwanted)
@@ -108,7 +114,9 @@ class RabbitLink:
             raise ConnectionError("the connection ended")
         return task.result()
 
-    def _give_up(self, task: asyncio.Task[T], unwanted: Callable[[T], object] | None) -> None:
+    def _give_up(
+        self, task: asyncio.Task[T], unwanted: Callable[[T], object] | None, *, is_finished: bool = False
+    ) -> None:
         """End it without a wait: a driver that connects to a node that stalls takes seconds to notice."""
 
         def ended(ended_task: asyncio.Task[T]) -> None:
@@ -118,7 +126,8 @@ class RabbitLink:
 
         self._ending.add(task)
         task.add_done_callback(ended)
-        task.cancel()
+        if not is_finished:
+            task.cancel()
 
     async def open_line(self, deadline: float) -> Line:
         """A line to the next node that answers. Raises `QueueUnavailable` when none did until `deadline`."""
@@ -220,8 +229,10 @@ class RabbitLink:
 
     async def closed(self) -> None:
         """Wait for the goodbyes under way."""
-        while self._ending:
-            await asyncio.wait(set(self._ending))
+        if self._ending:
+            _, late = await asyncio.wait(set(self._ending), timeout=2 * CLOSE_S)
+            for task in late:
+                task.cancel()
 
     def _close_soon(self, connection: AbstractConnection) -> asyncio.Task[None]:
         closing = asyncio.create_task(_close(connection), name="goodbye to RabbitMQ")
