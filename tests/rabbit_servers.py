@@ -187,6 +187,16 @@ class Rabbits:
         leaders = dict(line.split("\t") for line in said.splitlines() if "\t" in line)
         return next(node for node in self.nodes if node.name == leaders[queue])
 
+    def settle(self) -> None:
+        """
+        Have all nodes write down which quorum queues there are.
+
+        They do so within a second by themselves; a queue of one that is killed before is never served again.
+        """
+        table = "maps:get(directory_rev, maps:get(names, ra_system:fetch(quorum_queues)))"
+        for node in self.nodes:
+            assert node.control("eval", f"dets:sync({table}).").strip() == "ok"
+
     def restore(self) -> None:
         """Start again what was killed, and wait until all are there."""
         fallen = [node for node in self.nodes if not node.is_running]

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -170,6 +171,12 @@ def six_node_cluster(folder: Path) -> Iterator[Servers]:
         yield Servers(f"redis+cluster://:{QUOTED}@{','.join(addresses[:2])}", nodes)
 
 
+class Listener(Protocol):
+    """A server on this machine."""
+
+    port: int
+
+
 class Wall:
     """A TCP proxy before a server that can stop to forward, as a network that is cut does: without a word."""
 
@@ -215,7 +222,7 @@ class Wall:
 
 
 @asynccontextmanager
-async def wall_before(server: RedisProcess) -> AsyncIterator[Wall]:
+async def wall_before(server: Listener) -> AsyncIterator[Wall]:
     """A `Wall` on a port of its own."""
     wall = Wall(server.port)
     listener = await asyncio.start_server(wall._accept, "127.0.0.1", 0)

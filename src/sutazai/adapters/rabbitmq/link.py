@@ -13,7 +13,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -65,36 +64,6 @@ class Line:
         return not self.channel.is_closed and not self.connection.is_closed
 
 
-async def answered(work: Coroutine[Any, Any, T], within_s: float, unwanted: Callable[[T], object] | None = None) -> T:
-    """
-    Run something of the driver's, for so long at most.
-
-    Args:
-        unwanted: given the result where nobody waits for it any more.
-
-    Raises one of `TROUBLES`; a cancellation is always our own.
-    """
-    task = asyncio.create_task(work, name="rabbitmq")
-    try:
-        done, _ = await asyncio.wait({task}, timeout=within_s)
-    except asyncio.CancelledError:
-        await _give_up(task, unwanted)
-        raise
-    if not done:
-        await _give_up(task, unwanted)
-        raise TimeoutError(f"no answer within {within_s:.3g} s")
-    if task.cancelled():
-        raise ConnectionError("the connection ended")
-    return task.result()
-
-
-async def _give_up(task: asyncio.Task[T], unwanted: Callable[[T], object] | None) -> None:
-    task.cancel()
-    await asyncio.wait({task}, timeout=CLOSE_S)
-    if task.done() and not task.cancelled() and task.exception() is None and unwanted is not None:
-        unwanted(task.result())
-
-
 class RabbitLink:
     """The cluster, as this process sees it."""
 
@@ -103,7 +72,8 @@ class RabbitLink:
         self._address = address
         self._next = random.randrange(len(address.nodes))  # noqa: S311 - spreads processes over the nodes
         self._declared: set[str] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[Any]] = set()
+        """Goodbyes, and what was given up and is about to notice."""
         self.lines_opened = 0
         """How often a line was opened; more than a few tell of trouble."""
 
@@ -113,6 +83,51 @@ class RabbitLink:
     def deadline(self) -> float:
         """The time of the loop until which a call that begins now may go on."""
         return asyncio.get_running_loop().time() + self.settings.timeout_s
+
+    async def answered(
+        self,
+        work: Coroutine[Any, Any, T],
+        within_s: float,
+        *,
+        unwanted: Callable[[T], object] | None = None,
+        is_finished: bool = False,
+    ) -> T:
+        """
+        Run something of the driver's, for so long at most.
+
+        Args:
+            unwanted: given the result where nobody waits for it any more.
+            is_finished: it goes on when whoever waits is cancelled.
+
+        Raises one of `TROUBLES`; a cancellation is always our own.
+        """
+        task = asyncio.create_task(work, name="RabbitMQ is asked")
+        try:
+            done, _ = await asyncio.wait({task}, timeout=within_s)
+        except asyncio.CancelledError:
+            self._give_up(task, unwanted, is_finished=is_finished)
+            raise
+        if not done:
+            self._give_up(task, unwanted)
+            raise TimeoutError(f"no answer within {within_s:.3g} s")
+        if task.cancelled():
+            raise ConnectionError("the connection ended")
+        return task.result()
+
+    def _give_up(
+        self, task: asyncio.Task[T], unwanted: Callable[[T], object] | None, *, is_finished: bool = False
+    ) -> None:
+        """End it without a wait: a driver that connects to a node that stalls takes seconds to notice."""
+
+        def ended(ended_task: asyncio.Task[T]) -> None:
+            self._ending.discard(ended_task)
+            if not ended_task.cancelled() and ended_task.exception() is None and unwanted is not None:
+                unwanted(ended_task.result())
+
+        self._ending.add(task)
+        task.add_done_callback(ended)
+        if not is_finished:
+            task.cancel()
 
     async def open_line(self, deadline: float) -> Line:
         """A line to the next node that answers. Raises `QueueUnavailable` when none did until `deadline`."""
@@ -142,7 +157,7 @@ class RabbitLink:
                 self._close_soon(connection)
                 raise
 
-        line = await answered(opened(), within_s, unwanted=self.drop)
+        line = await self.answered(opened(), within_s, unwanted=self.drop)
         self.lines_opened += 1
         log.debug("a line to RabbitMQ was opened", node=node.name)
         return line
@@ -202,7 +217,7 @@ class RabbitLink:
                 if not channel.is_closed:
                     await channel.close()
 
-        return await answered(asked(), self.settings.confirm_timeout_s)
+        return await self.answered(asked(), self.settings.confirm_timeout_s)
 
     def drop(self, line: Line) -> None:
         """Be done with a line: what it held is handed back. Returns at once."""
@@ -210,18 +225,20 @@ class RabbitLink:
 
     async def close(self, line: Line) -> None:
         """Be done with a line, and return when the node knows, or does not answer."""
-        self.drop(line)
-        await self.closed()
+        await asyncio.wait({self._close_soon(line.connection)})
 
     async def closed(self) -> None:
         """Wait for the goodbyes under way."""
-        while self._closing:
-            await asyncio.wait(set(self._closing))
+        if self._ending:
+            _, late = await asyncio.wait(set(self._ending), timeout=2 * CLOSE_S)
+            for task in late:
+                task.cancel()
 
-    def _close_soon(self, connection: AbstractConnection) -> None:
-        closing = asyncio.create_task(_close(connection), name="close a line to RabbitMQ")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+    def _close_soon(self, connection: AbstractConnection) -> asyncio.Task[None]:
+        closing = asyncio.create_task(_close(connection), name="goodbye to RabbitMQ")
+        self._ending.add(closing)
+        closing.add_done_callback(self._ending.discard)
+        return closing
 
     def unavailable(self, why: str) -> QueueUnavailable:
         """The error to raise."""
@@ -244,8 +261,13 @@ async def _declare_exchange(channel: AbstractChannel, name: str) -> None:
 
 
 async def _close(connection: AbstractConnection) -> None:
-    with suppress(*TROUBLES):
-        await answered(connection.close(), CLOSE_S)
+    closing = asyncio.create_task(connection.close(), name="goodbye to RabbitMQ")
+    done, _ = await asyncio.wait({closing}, timeout=CLOSE_S)
+    if not done:
+        closing.cancel()
+        await asyncio.wait({closing}, timeout=CLOSE_S)
+    elif not closing.cancelled():
+        closing.exception()  # it is gone either way
 
 
 def explained(error: BaseException) -> str:

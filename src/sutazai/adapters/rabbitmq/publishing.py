@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from sutazai.adapters.rabbitmq.link import Line, RabbitLink
+from sutazai.adapters.rabbitmq.link import TROUBLES, Line, RabbitLink, explained
 
 WINDOW = 256
 """Messages of one call on their way to the broker at once."""
@@ -27,6 +27,8 @@ MAX_NACKS = 20
 """In a row."""
 MAX_NACKED_S = 0.5
 """From the first of them."""
+PAUSE_S = 0.05
+"""Before what was not kept is published again."""
 PERSISTENT = 2
 
 
@@ -167,6 +169,31 @@ class Publishers:
             publisher = Publisher(self._link, line)
             self._all.append(publisher)
             return publisher
+
+    async def ready(self, queues: Collection[str], deadline: float) -> Publisher:
+        """A publisher, with the queues declared."""
+        while True:
+            publisher = await self.one(deadline)
+            for queue in queues:
+                try:
+                    await self._link.declare(publisher.line, queue)
+                except TROUBLES as error:
+                    await self.step_aside(publisher, queue, error, deadline)
+                    break
+            else:
+                return publisher
+
+    async def step_aside(self, publisher: Publisher, queue: str, error: BaseException, deadline: float) -> None:
+        """Go on with another node, or give up."""
+        publisher.retire()
+        self._link.forget(queue)
+        await self.pause(deadline, f"{queue} was not there ({explained(error)})")
+
+    async def pause(self, deadline: float, why: str) -> None:
+        """Before another attempt. Raises `QueueUnavailable` where there is no time for one."""
+        if asyncio.get_running_loop().time() + PAUSE_S >= deadline:
+            raise self._link.unavailable(f"{why} within {self._link.settings.timeout_s:g} s")
+        await asyncio.sleep(PAUSE_S)
 
     def _free(self) -> Publisher | None:
         for publisher in [each for each in self._all if not each.is_usable]:

@@ -10,8 +10,9 @@ import msgspec
 
 from sutazai.adapters.rabbitmq.address import parse
 from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
-from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, explained, quiet_the_driver
+from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, quiet_the_driver
 from sutazai.adapters.rabbitmq.publishing import Outcome, Parcel, Publisher, Publishers
+from sutazai.adapters.rabbitmq.streams import EventStream
 from sutazai.adapters.rabbitmq.topology import full_name
 from sutazai.core.errors import SettingsError
 from sutazai.core.request import Priority
@@ -20,8 +21,6 @@ from sutazai.settings import model
 
 FULL_RATIO = 0.8
 """A quorum queue that refused once goes on to refuse until it is no longer than this part of its length."""
-PAUSE_S = 0.05
-"""Before what was not kept is published again."""
 PRIORITIES = {Priority.HIGH: 8, Priority.NORMAL: 4, Priority.LOW: 0}
 """RabbitMQ 4 lets what is above 4 go first; RabbitMQ 3 has no priorities in quorum queues."""
 
@@ -33,12 +32,14 @@ class RabbitQueue:
         self._link = link
         self._publishers = Publishers(link)
         self._readers = asyncio.Semaphore(link.settings.consumers)
+        self.events = EventStream(link, self._publishers, self._readers)
+        """The stream `agent_coordination`."""
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
         deadline = self._link.deadline()
         left, refused = list(messages), list[Message]()
         while left:
-            publisher = await self._ready({message.queue for message in left}, deadline)
+            publisher = await self._publishers.ready({message.queue for message in left}, deadline)
             outcomes = await publisher.publish([self._parcel(message) for message in left])
             full = await self._full(publisher, _queues_of(left, outcomes, Outcome.REFUSED))
             for queue in _queues_of(left, outcomes, Outcome.UNROUTABLE):
@@ -51,7 +52,7 @@ class RabbitQueue:
                     again.append(message)
             left = again
             if left:
-                await self._pause(deadline, f"{len(left)} messages were not confirmed")
+                await self._publishers.pause(deadline, f"{len(left)} messages were not confirmed")
         return refused
 
     def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Consumer]:
@@ -60,11 +61,11 @@ class RabbitQueue:
     async def depth(self, queue: str) -> int:
         deadline = self._link.deadline()
         while True:
-            publisher = await self._ready({queue}, deadline)
+            publisher = await self._publishers.ready({queue}, deadline)
             try:
                 return await self._link.waiting(publisher.line, queue)
             except TROUBLES as error:
-                await self._step_aside(publisher, queue, error, deadline)
+                await self._publishers.step_aside(publisher, queue, error, deadline)
 
     async def close(self) -> None:
         """Say goodbye to all nodes."""
@@ -80,19 +81,6 @@ class RabbitQueue:
             finally:
                 await consumer.close()
 
-    async def _ready(self, queues: Collection[str], deadline: float) -> Publisher:
-        """A publisher, with the queues declared."""
-        while True:
-            publisher = await self._publishers.one(deadline)
-            for queue in queues:
-                try:
-                    await self._link.declare(publisher.line, queue)
-                except TROUBLES as error:
-                    await self._step_aside(publisher, queue, error, deadline)
-                    break
-            else:
-                return publisher
-
     async def _full(self, publisher: Publisher, queues: Collection[str]) -> Collection[str]:
         """Those that refuse because they are full, and not because they elect a leader."""
         full = set()
@@ -106,17 +94,6 @@ class RabbitQueue:
         if full:
             publisher.forgive()
         return full
-
-    async def _step_aside(self, publisher: Publisher, queue: str, error: BaseException, deadline: float) -> None:
-        """Go on with another node, or give up."""
-        publisher.retire()
-        self._link.forget(queue)
-        await self._pause(deadline, f"{queue} was not there ({explained(error)})")
-
-    async def _pause(self, deadline: float, why: str) -> None:
-        if asyncio.get_running_loop().time() + PAUSE_S >= deadline:
-            raise self._link.unavailable(f"{why} within {self._link.settings.timeout_s:g} s")
-        await asyncio.sleep(PAUSE_S)
 
     def _parcel(self, message: Message) -> Parcel:
         return Parcel(
