@@ -121,12 +121,15 @@ ORDER BY key_id, tenant, model
 SELECT to_regclass('schema_migrations')::text
 
 -- name: create_migrations_table
-CREATE TABLE schema_migrations (
+CREATE TABLE IF NOT EXISTS schema_migrations (
     version integer PRIMARY KEY,
     name text NOT NULL,
     checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
+
+-- name: alembic_table
+SELECT to_regclass('alembic_version')::text
 
 -- name: applied_migrations
 SELECT version, name, checksum FROM schema_migrations ORDER BY version
