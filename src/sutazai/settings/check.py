@@ -72,7 +72,12 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "unready_s": PAUSE_S,
         "drain_s": PAUSE_S,
     },
-    model.Database: {"timeout_s": LIMIT_S},
+    model.Database: {
+        "timeout_s": LIMIT_S,
+        "pool_size": Range(1, 1000),
+        "max_overflow": Range(0, 1000),
+        "pool_recycle_s": LIMIT_S,
+    },
     model.NodeSettings: {"slots": COUNT},
     model.DnsSource: {"port": PORT, "slots": COUNT},
     model.Discovery: {"refresh_s": Range(0.1, YEAR_S)},

@@ -91,6 +91,18 @@ class Database(Group, frozen=True):
     timeout_s: float = 5.0
     """Bound on each statement."""
 
+    pool_size: int = 20
+    """Connections that each process keeps to a server once it needed them."""
+
+    max_overflow: int = 40
+    """Connections beyond those, opened in a rush and closed after it. Further callers wait within `timeout_s`."""
+
+    pool_recycle_s: float = 3600.0
+    """A connection that is older is replaced before it is used again."""
+
+    pool_pre_ping: bool = True
+    """Whether a connection is tried before anything is sent over it. A dead one is replaced unnoticed."""
+
 
 class NodeSettings(Group, frozen=True):
     """One model server: a `[[nodes]]` table."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
-from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.database import PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
@@ -44,10 +44,10 @@ async def open_stores(settings: DatabaseSettings, data_dir: Path) -> AsyncIterat
     `data_dir` is used only where `settings.url` is None.
     """
     if settings.url is not None:
-        async with _connected(settings.url, settings.timeout_s) as stores:
+        async with _connected(settings.url, settings) as stores:
             yield stores
         return
-    async with _own_server(data_dir) as url, _connected(url, settings.timeout_s) as stores:
+    async with _own_server(data_dir) as url, _connected(url, settings) as stores:
         yield stores
 
 
@@ -66,8 +66,8 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 
 @asynccontextmanager
-async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
-    async with open_database(url, timeout_s=timeout_s) as database:
+async def _connected(url: Secret, settings: DatabaseSettings) -> AsyncIterator[Stores]:
+    async with open_database(url, timeout_s=settings.timeout_s, rules=pool_rules(settings)) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
             keys=PostgresKeyStore(database),
@@ -76,3 +76,13 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
         )
+
+
+def pool_rules(settings: DatabaseSettings) -> PoolRules:
+    """The settings of the pool."""
+    return PoolRules(
+        size=settings.pool_size,
+        overflow=settings.max_overflow,
+        recycle_s=settings.pool_recycle_s,
+        pre_ping=settings.pool_pre_ping,
+    )
