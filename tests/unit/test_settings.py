@@ -422,6 +422,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
     text = {
         "SUTAZAI_NODES": "http://a:1",
         "SUTAZAI_DATABASE_URL": "postgresql://a/b",
+        "SUTAZAI_DATABASE_REPLICAS": "postgresql://c/b",
         "SUTAZAI_SERVER_HOST": "::1",
         "SUTAZAI_SERVER_ALLOWED_ORIGINS": "https://a",
         "SUTAZAI_SERVER_MAX_BUFFERED_BYTES": str(2**32),
@@ -431,7 +432,8 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_REDIS_URL": "redis://a",
     }.get(name, endings.get(name[-6:], other_value(shape)))
 
-    settings = parse("", {name: text})
+    needed = {"SUTAZAI_DATABASE_URL": "postgresql://a/b"} if name == "SUTAZAI_DATABASE_REPLICAS" else {}
+    settings = parse("", {**needed, name: text})
 
     changed = [key for key in settings.__struct_fields__ if getattr(settings, key) != getattr(Settings(), key)]
     assert changed == [group]
@@ -506,6 +508,16 @@ def test_hidden_secrets_are_not_taken_for_real_ones() -> None:
 
     assert 'api_key = "…"  # hidden' in show(settings)
     assert "stands for what `config show` hides" in only_mistake(show(settings))
+
+
+def test_replicas_need_a_primary_and_are_hidden() -> None:
+    alone = only_mistake("[database]\nreplicas = ['postgresql://me:sesame@a/b']")
+    assert "stood without the url of a primary" in alone
+    wrong = only_mistake("[database]\nurl = 'postgresql://a,b:5433/c'\nreplicas = ['mysql://me:sesame@a/b']")
+    assert "was no PostgreSQL address" in wrong
+    assert "sesame" not in alone + wrong
+    right = parse("[database]\nurl = 'postgresql://a/c'\nreplicas = ['postgresql://me:sesame@a/b']", {})
+    assert 'replicas = ["…"]' in show(right)
 
 
 def test_plain_settings_have_only_what_json_knows() -> None:

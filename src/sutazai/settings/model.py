@@ -82,7 +82,14 @@ class Database(Group, frozen=True):
     """Where keys and usage are kept."""
 
     url: Secret | None = None
-    """`postgresql://user:password@host/name`. Left out, a PostgreSQL of our own runs below `data_dir`."""
+    """`postgresql://user:password@host/name`. Left out, a PostgreSQL of our own runs below `data_dir`. Several hosts,
+    as in `postgresql://user@a,b:5433/name`, are a primary and its replicas, in any order."""
+
+    replicas: tuple[Secret, ...] = ()
+    """Addresses of further servers. Which one is the primary is found out, and found out again when it is gone."""
+
+    replica_max_lag_s: float = 1.0
+    """A replica that is later than this is read from only while there is no primary."""
 
     data_dir: str = ""
     """Folder for the embedded PostgreSQL and run-time files. Empty: `/var/lib/sutazai` for root,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import asyncpg
@@ -28,20 +28,29 @@ class CommitUnknown(StoreUnavailable):
 
 
 @contextmanager
-def told_as_unavailable(timeout_s: float) -> Iterator[None]:
-    """Raise what the driver, the network or the clock raised as `StoreUnavailable`, without the password."""
+def told_as_unavailable(timeout_s: float, also: Callable[[], str] = str) -> Iterator[None]:
+    """
+    Raise what the driver, the network or the clock raised as `StoreUnavailable`, without the password.
+
+    `also` is asked then for what else is to be said, such as what became of a transaction.
+    """
     try:
         yield
-    except TimeoutError as error:
-        raise StoreUnavailable(f"The database did not answer within {timeout_s:g} s. {REMEDY}") from error
-    except DBAPIError as error:
-        raise StoreUnavailable(f"The database refused: {error.orig}. {REMEDY}") from error
-    except asyncpg.PostgresError as error:
-        raise StoreUnavailable(f"The database refused: {error.args[0]}. {REMEDY}") from error
-    except OSError as error:
-        raise StoreUnavailable(f"The database was not reached: {error.strerror or error}. {REMEDY}") from error
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise StoreUnavailable(f"The connection to the database broke: {error}. {REMEDY}") from error
+    except (TimeoutError, DBAPIError, asyncpg.PostgresError, *LOST) as error:
+        raise StoreUnavailable(" ".join(filter(None, (_said(error, timeout_s), also(), REMEDY)))) from error
+
+
+def _said(error: BaseException, timeout_s: float) -> str:
+    match error:
+        case TimeoutError():
+            return f"The database did not answer within {timeout_s:g} s."
+        case DBAPIError():
+            return f"The database refused: {error.orig}."
+        case asyncpg.PostgresError():
+            return f"The database refused: {error.args[0]}."
+        case OSError():
+            return f"The database was not reached: {error.strerror or error}."
+    return f"The connection to the database broke: {error}."
 
 
 @contextmanager

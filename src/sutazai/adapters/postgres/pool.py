@@ -7,8 +7,6 @@ follows anyway is the question: where it finds the connection dead, nothing has 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +42,33 @@ class PoolRules:
     """Whether one that is found dead before anything began is replaced by another."""
 
 
+class Lease:
+    """A connection that was given out, and its transaction."""
+
+    def __init__(self, kept: PoolProxiedConnection, connection: Connection, transaction: Any) -> None:
+        self.connection = connection
+        self._kept = kept
+        self._transaction = transaction
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether the server says that it is a replica; False where it tells nothing, as before PostgreSQL 14."""
+        return getattr(self.connection.get_settings(), "in_hot_standby", "off") == "on"
+
+    async def commit(self) -> None:
+        """Commit, and give the connection back. Raises what the driver raises."""
+        await self._transaction.commit()
+        self._kept.close()
+
+    def drop(self) -> None:
+        """
+        Drop the connection without a word.
+
+        A server that has just stopped answering would have to answer the rollback too.
+        """
+        self._kept.invalidate()
+
+
 class Pool:
     """Connects when it is first used, so a server that is away is no error here."""
 
@@ -69,37 +94,22 @@ class Pool:
         """Connections that are given out."""
         return self._pool.checkedout()
 
-    @asynccontextmanager
-    async def begun(self) -> AsyncIterator[tuple[Connection, Any]]:
-        """
-        A connection and its transaction, which has begun; the caller commits.
-
-        After any error the connection is dropped, for a server that has just stopped answering would have to
-        answer the rollback too. Raises what the driver raises.
-        """
-        kept, connection, transaction = await self._begin()
-        try:
-            yield connection, transaction
-        except BaseException:
-            kept.invalidate()
-            raise
-        kept.close()
-
-    async def _begin(self) -> tuple[PoolProxiedConnection, Connection, Any]:
+    async def begin(self, *, readonly: bool = False) -> Lease:
+        """A connection on which a transaction has begun. Raises what the driver raises."""
         while True:
             kept: PoolProxiedConnection = await greenlet_spawn(self._pool.connect)
             is_fresh = not kept.info
             kept.info["used"] = True
             connection: Connection = kept.driver_connection
             try:
-                transaction = connection.transaction()
+                transaction = connection.transaction(readonly=readonly)
                 await transaction.start()
             except BaseException as error:
                 kept.invalidate()
                 if is_fresh or not self._rules.pre_ping or not isinstance(error, LOST):
                     raise
             else:
-                return kept, connection, transaction
+                return Lease(kept, connection, transaction)
 
     async def connect(self) -> Connection:
         """A connection outside the pool, for whoever keeps it long."""

@@ -136,3 +136,15 @@ SELECT version, name, checksum FROM schema_migrations ORDER BY version
 
 -- name: record_migration
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
+
+-- name: server_report
+-- A place in the log as a number. The name of a file of the log begins with the timeline.
+SELECT
+    NOT pg_is_in_recovery() AS is_primary,
+    CASE WHEN pg_is_in_recovery() THEN 0
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
+    (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
+        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position
+
+-- name: log_position
+SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint

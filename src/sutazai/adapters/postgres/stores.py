@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
-from sutazai.adapters.postgres.database import PoolRules, open_database
+from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
@@ -67,7 +67,7 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 @asynccontextmanager
 async def _connected(url: Secret, settings: DatabaseSettings) -> AsyncIterator[Stores]:
-    async with open_database(url, timeout_s=settings.timeout_s, rules=pool_rules(settings)) as database:
+    async with connected(url, settings) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
             keys=PostgresKeyStore(database),
@@ -78,11 +78,17 @@ async def _connected(url: Secret, settings: DatabaseSettings) -> AsyncIterator[S
         )
 
 
-def pool_rules(settings: DatabaseSettings) -> PoolRules:
-    """The settings of the pool."""
-    return PoolRules(
-        size=settings.pool_size,
-        overflow=settings.max_overflow,
-        recycle_s=settings.pool_recycle_s,
-        pre_ping=settings.pool_pre_ping,
+def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextManager[Database]:
+    """The database at this address, with the pool and the replicas of the settings."""
+    return open_database(
+        url,
+        timeout_s=settings.timeout_s,
+        rules=PoolRules(
+            size=settings.pool_size,
+            overflow=settings.max_overflow,
+            recycle_s=settings.pool_recycle_s,
+            pre_ping=settings.pool_pre_ping,
+        ),
+        replicas=settings.replicas,
+        max_lag_s=settings.replica_max_lag_s,
     )
