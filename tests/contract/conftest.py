@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+from tests.postgres_servers import pgbouncer
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
@@ -34,10 +36,19 @@ def server() -> Iterator[str]:
         asyncio.run(postgres.stop())
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(scope="session")
+def pooled_server(server: str) -> Iterator[str]:
+    """The same server, through a PgBouncer in transaction mode."""
+    folder = parse_qs(urlsplit(server).query)["host"][0]
+    with pgbouncer(f"host={folder} port=5432") as url:
+        yield url.reveal()
+
+
+@pytest.fixture(params=["memory", "postgres", "pgbouncer"])
 def url(request: pytest.FixtureRequest) -> str | None:
     """Where the store is; None for the one in memory, which needs no server."""
-    return None if request.param == "memory" else str(request.getfixturevalue("server"))
+    servers = {"postgres": "server", "pgbouncer": "pooled_server"}
+    return None if request.param == "memory" else str(request.getfixturevalue(servers[request.param]))
 
 
 @pytest.fixture

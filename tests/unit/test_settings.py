@@ -422,6 +422,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
     text = {
         "SUTAZAI_NODES": "http://a:1",
         "SUTAZAI_DATABASE_URL": "postgresql://a/b",
+        "SUTAZAI_DATABASE_REPLICAS": "postgresql://c/b",
         "SUTAZAI_SERVER_HOST": "::1",
         "SUTAZAI_SERVER_ALLOWED_ORIGINS": "https://a",
         "SUTAZAI_SERVER_MAX_BUFFERED_BYTES": str(2**32),
@@ -432,7 +433,8 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_RABBITMQ_URL": "amqp://a",
     }.get(name, endings.get(name[-6:], other_value(shape)))
 
-    settings = parse("", {name: text})
+    needed = {"SUTAZAI_DATABASE_URL": "postgresql://a/b"} if name == "SUTAZAI_DATABASE_REPLICAS" else {}
+    settings = parse("", {**needed, name: text})
 
     changed = [key for key in settings.__struct_fields__ if getattr(settings, key) != getattr(Settings(), key)]
     assert changed == [group]
@@ -509,12 +511,22 @@ def test_hidden_secrets_are_not_taken_for_real_ones() -> None:
     assert "stands for what `config show` hides" in only_mistake(show(settings))
 
 
+def test_replicas_need_a_primary_and_are_hidden() -> None:
+    alone = only_mistake("[database]\nreplicas = ['postgresql://me:sesame@a/b']")
+    assert "stood without the url of a primary" in alone
+    wrong = only_mistake("[database]\nurl = 'postgresql://a,b:5433/c'\nreplicas = ['mysql://me:sesame@a/b']")
+    assert "was no PostgreSQL address" in wrong
+    assert "sesame" not in alone + wrong
+    right = parse("[database]\nurl = 'postgresql://a/c'\nreplicas = ['postgresql://me:sesame@a/b']", {})
+    assert 'replicas = ["…"]' in show(right)
+
+
 def test_plain_settings_have_only_what_json_knows() -> None:
     settings = parse("[database]\nurl = 'postgresql://a:b@c/d'\n[models.a]", {})
 
     document = msgspec.json.decode(msgspec.json.encode(plain(settings)))
 
-    assert document["database"] == {"url": "…", "data_dir": "", "timeout_s": 5.0}
+    assert document["database"].items() >= {"url": "…", "data_dir": "", "timeout_s": 5.0}.items()
     assert document["models"]["a"]["context_buckets"][0] == 4096
 
 

@@ -72,7 +72,13 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "unready_s": PAUSE_S,
         "drain_s": PAUSE_S,
     },
-    model.Database: {"timeout_s": LIMIT_S},
+    model.Database: {
+        "replica_max_lag_s": Range(0.1, 3600),
+        "timeout_s": LIMIT_S,
+        "pool_size": Range(1, 1000),
+        "max_overflow": Range(0, 1000),
+        "pool_recycle_s": LIMIT_S,
+    },
     model.NodeSettings: {"slots": COUNT},
     model.DnsSource: {"port": PORT, "slots": COUNT},
     model.Discovery: {"refresh_s": Range(0.1, YEAR_S)},
@@ -178,8 +184,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
     match group:
         case model.Server():
             yield from _server(group)
-        case model.Database(url=Secret() as url):
-            yield from _database_url(url)
+        case model.Database():
+            yield from _database(group)
         case model.NodeSettings():
             yield from _node(group)
         case model.DnsSource():
@@ -281,9 +287,18 @@ def _server(server: model.Server) -> Iterator[Mistake]:
         )
 
 
-def _database_url(url: Secret) -> Iterator[Mistake]:
+def _database(database: model.Database) -> Iterator[Mistake]:
+    if database.url is not None:
+        yield from _database_url(database.url, ("url",))
+    elif database.replicas:
+        yield ("replicas",), "stood without the url of a primary; give that too"
+    for number, url in enumerate(database.replicas):
+        yield from _database_url(url, ("replicas", number))
+
+
+def _database_url(url: Secret, where: Spot) -> Iterator[Mistake]:
     if (wrong := _unusable(url)) is not None:
-        yield ("url",), wrong
+        yield where, wrong
         return
     try:
         scheme = urlsplit(url.reveal()).scheme
@@ -291,7 +306,7 @@ def _database_url(url: Secret) -> Iterator[Mistake]:
         scheme = ""
     if scheme not in {"postgresql", "postgres"}:
         yield (
-            ("url",),
+            where,
             "was no PostgreSQL address; give postgresql://user:password@host/name (its value is hidden)",
         )
 

@@ -107,7 +107,8 @@ def words(shape: shapes.Type) -> str:
         case shapes.LiteralType():
             return "one of " + ", ".join(f'"{value}"' for value in choices(shape))
         case shapes.VarTupleType(item_type=item):
-            return "a list of " + words(item).removeprefix("a ") + "s"
+            noun, bracket, note = words(item).removeprefix("a ").partition(" (")
+            return f"a list of {noun}s{bracket}{note.replace('its value is', 'their values are')}"
         case shapes.DictType(value_type=shapes.StructType()):
             return "a table of tables"
         case shapes.DictType(value_type=value):

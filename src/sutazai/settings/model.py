@@ -82,7 +82,14 @@ class Database(Group, frozen=True):
     """Where keys and usage are kept."""
 
     url: Secret | None = None
-    """`postgresql://user:password@host/name`. Left out, a PostgreSQL of our own runs below `data_dir`."""
+    """`postgresql://user:password@host/name`. Left out, a PostgreSQL of our own runs below `data_dir`. Several hosts,
+    as in `postgresql://user@a,b:5433/name`, are a primary and its replicas, in any order."""
+
+    replicas: tuple[Secret, ...] = ()
+    """Addresses of further servers. Which one is the primary is found out, and found out again when it is gone."""
+
+    replica_max_lag_s: float = 1.0
+    """A replica that is later than this is read from only while there is no primary."""
 
     data_dir: str = ""
     """Folder for the embedded PostgreSQL and run-time files. Empty: `/var/lib/sutazai` for root,
@@ -90,6 +97,18 @@ class Database(Group, frozen=True):
 
     timeout_s: float = 5.0
     """Bound on each statement."""
+
+    pool_size: int = 20
+    """Connections that each process keeps to a server once it needed them."""
+
+    max_overflow: int = 40
+    """Connections beyond those, opened in a rush and closed after it. Further callers wait within `timeout_s`."""
+
+    pool_recycle_s: float = 3600.0
+    """A connection that is older is replaced before it is used again."""
+
+    pool_pre_ping: bool = True
+    """Whether a connection is tried before anything is sent over it. A dead one is replaced unnoticed."""
 
 
 class NodeSettings(Group, frozen=True):

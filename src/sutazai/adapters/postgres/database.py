@@ -1,152 +1,175 @@
 """
-The one way to PostgreSQL: a small pool, short transactions, and every failure as `StoreUnavailable`.
+The one way to PostgreSQL: short transactions on the right server, and every failure as `StoreUnavailable`.
 
-Everything runs inside an explicit transaction and without named prepared statements, so a PgBouncer in
-transaction mode may stand in between. A transaction that failed is not rolled back politely; its connection
-is dropped, for a server that has just stopped answering would have to answer the rollback too.
+Everything runs inside an explicit transaction, and prepared statements have names only where no pooler stands in
+between, so a PgBouncer in transaction mode may.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
-
-import asyncpg
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from sutazai.adapters.postgres import statements
+from sutazai.adapters.postgres.addresses import one_by_one
+from sutazai.adapters.postgres.faults import LOST, CommitUnknown, told_as_unavailable
+from sutazai.adapters.postgres.pool import Connection, Lease, Pool, PoolRules
+from sutazai.adapters.postgres.servers import Position, Servers
 from sutazai.core.errors import StoreUnavailable
 from sutazai.settings.secret import Secret
 
-MAX_CONNECTIONS = 4
-"""Of one process. Keys and usage need one; the others are for a slow moment."""
-IDLE_S = 60.0
-"""An idle connection is given back to the server after this long."""
-REMEDY = "Check that PostgreSQL runs, and `database.url` in the settings."
+__all__ = ["CommitUnknown", "Connection", "Database", "PoolRules", "Position", "open_database", "told_as_unavailable"]
 
-Connection = Any
-"""An asyncpg connection; asyncpg has no types."""
-
-
-class CommitUnknown(StoreUnavailable):
-    """The connection broke during a commit: it may have taken place, or may yet."""
+USUAL = PoolRules()
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.5
+"""Between two tries to begin on a primary."""
 
 
 class Database:
-    """A pool with a time limit. Made by `open_database`."""
+    """One server, or a primary with its replicas. Made by `open_database`."""
 
-    def __init__(self, pool: Any, url: Secret, timeout_s: float) -> None:
-        self._pool = pool
-        self._url = url
+    def __init__(
+        self, pools: Sequence[Pool], servers: Servers | None, sql: Mapping[str, str], timeout_s: float
+    ) -> None:
+        self._pools = pools
+        self._servers = servers
         self._timeout_s = timeout_s
-        self.sql: Mapping[str, str] = statements.load()
+        self.sql = sql
         """Statements by name."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether servers themselves answer, as far as is known; a PgBouncer passes no notifications on."""
+        return all(pool.is_direct for pool in self._pools)
 
     @asynccontextmanager
     async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Connection]:
         """
-        Commit at the end, or drop everything on any error.
+        Commit at the end, or drop everything on any error. Runs on the primary.
 
-        All of it is bounded by `within_s`, or else by the limit of the settings; past it `StoreUnavailable`.
-        Raises `CommitUnknown` where nobody can tell whether the commit took place.
+        All of it, the wait for a connection and for a primary included, is bounded by `within_s`, or else by the
+        limit of the settings; past it `StoreUnavailable`. Raises `CommitUnknown` where nobody can tell whether the
+        commit took place. What has begun is not tried again: only the caller knows whether it may be.
         """
-        limit_s = within_s or self._timeout_s
-        committing = False
-        try:
-            with told_as_unavailable(limit_s):
-                async with asyncio.timeout(limit_s), self._connection() as connection:
-                    transaction = connection.transaction()
-                    await transaction.start()
-                    yield connection
-                    committing = True
-                    await transaction.commit()
-        except StoreUnavailable as error:
-            if committing:
-                raise CommitUnknown(error.message) from error
-            raise
+        async with self._within(within_s or self._timeout_s, self._begin_on_primary) as connection:
+            yield connection
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """One of the pool; after any error it is dropped."""
-        with _address_hidden():
-            connection = await self._pool.acquire()
-        try:
+    async def reading(self, after: Position | None = None) -> AsyncIterator[Connection]:
+        """
+        The same for reading alone, from a replica that is hardly late, else from the primary.
+
+        `after` is what `token` gave: all that was committed before it is seen. Where there is no primary,
+        replicas answer however late they are, but not before `after`.
+        """
+        async with self._within(self._timeout_s, lambda: self._begin_reading(after)) as connection:
             yield connection
-        except BaseException:
-            connection.terminate()
-            raise
-        finally:
-            await self._pool.release(connection, timeout=self._timeout_s)
+
+    async def token(self) -> Position | None:
+        """For `reading` after what is committed by now; None where there is one server, which needs none."""
+        if self._servers is None:
+            return None
+        async with self.transaction() as connection:
+            return int(await connection.fetchval(self.sql["log_position"]))
 
     @asynccontextmanager
     async def own_connection(self) -> AsyncIterator[Connection]:
-        """A connection outside the pool, to be kept for long; closed without ceremony at the end."""
-        with told_as_unavailable(self._timeout_s):
-            with _address_hidden():
-                connection = await asyncpg.connect(self._url.reveal(), **_options(self._timeout_s))
+        """A connection to the primary outside the pool, to be kept long; closed without ceremony at the end."""
+        with told_as_unavailable(self._timeout_s, self._about_primary):
+            async with asyncio.timeout(self._timeout_s):
+                pool = (await self._servers.primary()).pool if self._servers else self._pools[0]
+                connection = await pool.connect()
             try:
                 yield connection
             finally:
                 connection.terminate()
 
+    @asynccontextmanager
+    async def _within(self, limit_s: float, begin: Callable[[], Awaitable[Lease]]) -> AsyncIterator[Connection]:
+        lease: Lease | None = None
+        is_committing = False
+
+        def fate() -> str:
+            if lease is None:
+                return self._about_primary()
+            return "" if is_committing else "Nothing of the transaction was kept."
+
+        try:
+            with told_as_unavailable(limit_s, fate):
+                async with asyncio.timeout(limit_s):
+                    lease = await begin()
+                    try:
+                        yield lease.connection
+                        is_committing = True
+                        await lease.commit()
+                    except BaseException:
+                        lease.drop()
+                        raise
+        except StoreUnavailable as error:
+            if is_committing:
+                raise CommitUnknown(error.message) from error
+            raise
+
+    async def _begin_on_primary(self, *, readonly: bool = False) -> Lease:
+        if self._servers is None:
+            return await self._pools[0].begin(readonly=readonly)
+        pause_s = FIRST_PAUSE_S
+        while True:
+            server = await self._servers.primary()
+            try:
+                lease = await server.pool.begin(readonly=readonly)
+            except LOST:
+                pass
+            else:
+                if not lease.is_standby:
+                    return lease
+                lease.drop()
+            self._servers.doubt(server)
+            await asyncio.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _begin_reading(self, after: Position | None) -> Lease:
+        if self._servers is not None:
+            for server in await self._servers.replicas(after):
+                try:
+                    async with asyncio.timeout(self._servers.max_lag_s):
+                        return await server.pool.begin(readonly=True)
+                except LOST:
+                    self._servers.doubt(server)
+        return await self._begin_on_primary(readonly=True)
+
+    def _about_primary(self) -> str:
+        if self._servers is None or self._servers.has_primary:
+            return ""
+        return f"No primary was found among the servers. {self._servers.fault}".rstrip()
+
 
 @asynccontextmanager
-async def open_database(url: Secret, *, timeout_s: float) -> AsyncIterator[Database]:
+async def open_database(
+    url: Secret,
+    *,
+    timeout_s: float,
+    rules: PoolRules = USUAL,
+    replicas: Sequence[Secret] = (),
+    max_lag_s: float = 1.0,
+) -> AsyncIterator[Database]:
     """
-    A pool that connects when it is first used, so a server that is away is no error here.
+    Pools that connect when they are first used, so a server that is away is no error here.
 
-    `timeout_s` bounds each transaction, the connecting included.
+    `timeout_s` bounds each transaction, the connecting included. Where `url` and `replicas` name several servers, they
+    are asked for their roles all the time, whichever of both they stand in; a replica serves while it is not later
+    than `max_lag_s`.
     """
-    pool = await asyncpg.create_pool(
-        url.reveal(),
-        min_size=0,
-        max_size=MAX_CONNECTIONS,
-        max_inactive_connection_lifetime=IDLE_S,
-        reset=_leave_as_is,
-        **_options(timeout_s),
-    )
-    try:
-        yield Database(pool, url, timeout_s)
-    finally:
-        pool.terminate()
-
-
-@contextmanager
-def told_as_unavailable(timeout_s: float) -> Iterator[None]:
-    """Raise what the driver, the network or the clock raised as `StoreUnavailable`, without the password."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise StoreUnavailable(f"The database did not answer within {timeout_s:g} s. {REMEDY}") from error
-    except asyncpg.PostgresError as error:
-        raise StoreUnavailable(f"The database refused: {error.args[0]}. {REMEDY}") from error
-    except OSError as error:
-        raise StoreUnavailable(f"The database was not reached: {error.strerror or error}. {REMEDY}") from error
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise StoreUnavailable(f"The connection to the database broke: {error}. {REMEDY}") from error
-
-
-@contextmanager
-def _address_hidden() -> Iterator[None]:
-    """A malformed address raises a `ValueError` that may quote the password: no text and no cause is kept."""
-    try:
-        yield
-    except ValueError:
-        raise StoreUnavailable(
-            "The address of the database was not understood. Write `database.url` as"
-            " `postgresql://user:password@host/name`, and `%40` for an `@` in the password."
-        ) from None
-
-
-def _options(timeout_s: float) -> dict[str, Any]:
-    return {
-        "timeout": timeout_s,
-        "command_timeout": timeout_s,
-        "statement_cache_size": 0,
-        "server_settings": {"application_name": "sutazai"},
-    }
-
-
-async def _leave_as_is(_: Connection) -> None:
-    """Transactions leave nothing behind, so the pool's own clean-up would be a wasted round trip."""
+    pools = [Pool(each, rules, timeout_s) for each in one_by_one((url, *replicas))]
+    sql = statements.load()
+    async with AsyncExitStack() as stack:
+        for pool in pools:
+            stack.callback(pool.close)
+        servers = None
+        if len(pools) > 1:
+            servers = Servers(pools, statement=sql["server_report"], max_lag_s=max_lag_s)
+            await stack.enter_async_context(servers.watched())
+        yield Database(pools, servers, sql, timeout_s)

@@ -52,7 +52,8 @@ OPTIONS = {
     "port": "5432",
     # Small: a few thousand keys and a row of usage for each hour.
     "shared_buffers": "32MB",
-    "max_connections": "50",
+    # Three processes with full pools; until they are open, 150 more cost 5 MB.
+    "max_connections": "200",
     "max_wal_size": "128MB",
     "min_wal_size": "32MB",
     # Fewer processes, no start-up cost for compiling queries.

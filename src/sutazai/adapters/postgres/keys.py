@@ -23,7 +23,9 @@ from sutazai.ports.keys import NO_LIMITS
 CHANNEL = "sutazai_keys"
 """What the triggers of both tables notify."""
 POLL_S = 30.0
-"""A look without being told: a PgBouncer in transaction mode swallows notifications."""
+"""A look without being told, for what was missed."""
+POOLED_POLL_S = 1.0
+"""The same behind a PgBouncer in transaction mode, which swallows notifications."""
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
 
@@ -114,7 +116,7 @@ class PostgresKeyStore:
                     pause_s = FIRST_PAUSE_S
                     yield
                     while True:
-                        await ear.hear(self._poll_s)
+                        await ear.hear(self._poll_s if self._database.is_direct else POOLED_POLL_S)
                         yield
             except StoreUnavailable:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311

