@@ -771,16 +771,19 @@ async def test_the_tail_gives_all_events_in_order(store: TaskStore) -> None:
         assert [kept.version for kept in seen if kept.task == task.id] == [1, 2, 3]
 
 
+async def told(news: AsyncIterator[frozenset[str]], task: Task) -> None:
+    """Wait until something is said of the task, or that it cannot be told and one is to look."""
+    while (heard := await anext(news)) and task.id not in heard:
+        pass
+
+
 async def test_whoever_listens_hears_of_changes(store: TaskStore) -> None:
     async with asyncio.timeout(20), aclosing(store.changed()) as news:  # type: ignore[type-var]
         assert await anext(news) == frozenset()
         task = await submitted(store)
-        heard: frozenset[str] = frozenset()
-        while task.id not in heard:
-            heard = await anext(news)
+        await told(news, task)
         await begun(store, task)
-        while task.id not in (heard := await anext(news)):
-            pass
+        await told(news, task)
 
 
 async def test_a_change_of_many_is_heard_as_a_call_to_look(postgres: PostgresTaskStore) -> None:

@@ -12,6 +12,7 @@ from sutazai.core.errors import StoreUnavailable
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
+POOLED_LOOK_S = 1.0
 MAX_HEARD = 10_000
 """Payloads kept for a slow listener; past it they count as missed."""
 
@@ -20,7 +21,8 @@ async def heard(database: Database, channel: str, *, look_s: float) -> AsyncIter
     """
     Payloads of a channel as they come, those of one moment together; an empty one where nobody can tell.
 
-    That is after each (re)connection, and every `look_s`: a PgBouncer in transaction mode swallows notifications.
+    That is after each (re)connection, and every `look_s`, or every second behind a PgBouncer, which swallows
+    notifications in transaction mode.
     Never ends; raises only on cancellation.
     """
     pause_s = FIRST_PAUSE_S
@@ -39,7 +41,7 @@ async def heard(database: Database, channel: str, *, look_s: float) -> AsyncIter
                 yield frozenset()
                 while not connection.is_closed():
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(look_s):
+                        async with asyncio.timeout(look_s if database.is_direct else min(look_s, POOLED_LOOK_S)):
                             await called.wait()
                     called.clear()
                     news = frozenset(payloads)
