@@ -204,7 +204,7 @@ async def own_web() -> AsyncIterator[GuardedWeb]:
 
 async def test_no_hostile_address_reaches_the_canary(web: GuardedWeb, canary: Canary) -> None:
     assert len(HOSTILE_HOSTS) >= 60
-    let_through = []
+    let_through: list[tuple[str, SutazaiError | None]] = []
 
     for host in HOSTILE_HOSTS:
         for scheme in ("http", "https"):
