@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, task_id
-from sutazai.ports.agent import Agent, Pausing, Said
+from sutazai.ports.agent import Agent, Models, Pausing, Said
 
 Planned: TypeAlias = str | Said | Exception | Callable[["Asked"], "str | Said"]
 """What a model answers: words, the whole answer, a failure, or a function of what it was asked."""
@@ -64,6 +64,8 @@ class FakeContext:
     """One for each time that a model is asked."""
     always: Planned | None = None
     """The answer after those; None = there is none."""
+    models: Models | None = None
+    """Asked in place of planned answers: real ones, or a gateway with a `FakeNode` behind."""
     children_end: Ends | None = None
     """Ends children when they are waited for; None leaves them waiting."""
     task: Task = field(default_factory=lambda: _task(TaskDraft(tenant="test", agent="test"), 0))
@@ -88,6 +90,10 @@ class FakeContext:
         asked = Asked(list(messages), model, options)
         msgspec.json.encode([asked.messages, options])  # it would go over a wire
         self.asked.append(asked)
+        if self.models is not None:
+            body = {"messages": asked.messages, "model": model, **options}
+            draft = self.task.draft
+            return await self.models.chat(body, tenant=draft.tenant, user=draft.user, priority=draft.priority)
         planned = self._planned.popleft() if self._planned else self.always
         assert planned is not None, f"no answer was planned for the {len(self.asked)}. question: {asked.messages}"
         if isinstance(planned, Exception):
