@@ -16,7 +16,7 @@ from sutazai.core.identity import Role, Scope
 from sutazai.core.task import Completed, Event, Failed, FailureReason, Progressed, Task
 from sutazai.ports.tasks import Change, Start
 from sutazai.settings.model import Auth, Database, Timeouts
-from sutazai.testing.agents import plain_agents
+from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
     from tests.conftest import Answered, Dial, StartGateway, Wire

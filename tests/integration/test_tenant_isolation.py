@@ -26,7 +26,7 @@ from sutazai.edge.app import build
 from sutazai.edge.openapi import document
 from sutazai.settings.model import Auth, Database, NodeSettings
 from sutazai.testing import Answer, Fault
-from sutazai.testing.agents import plain_agents
+from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

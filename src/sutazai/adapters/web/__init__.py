@@ -1,0 +1,1 @@
+"""Requests to servers of the internet, guarded against reaching our own."""

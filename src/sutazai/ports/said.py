@@ -1,0 +1,60 @@
+"""The way of a chat through the port `Models`: the body that is sent, and what is read out of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sutazai.core.errors import BadRequest, NodeFault
+from sutazai.ports.agent import Said
+
+ANY_MODEL = "auto"
+"""What is asked for where the agent named no model."""
+
+
+def asked_in(body: Mapping[str, Any]) -> bytes:
+    """The body to send: answered whole, by any model where none is named. Raises `BadRequest` for what is no JSON."""
+    try:
+        return msgspec.json.encode({**body, "model": body.get("model") or ANY_MODEL, "stream": False})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"The chat could not be written as JSON: {error}.") from error
+
+
+def said_in(body: bytes, *, node: str) -> Said:
+    """What an answer of `/v1/chat/completions` says. Raises `NodeFault` naming `node`."""
+    try:
+        answer = _DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NodeFault(f"The answer was no chat completion: {error}. Ask again.", node=node) from error
+    if not answer.choices:
+        raise NodeFault("The answer held no choice. Ask again.", node=node)
+    message = answer.choices[0].message
+    content, calls = message.get("content"), message.get("tool_calls")
+    return Said(
+        text=content if isinstance(content, str) else "",
+        tool_calls=[call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else (),
+        message=message,
+        model=answer.model,
+        input_tokens=(answer.usage or _Usage()).prompt_tokens or 0,
+        output_tokens=(answer.usage or _Usage()).completion_tokens or 0,
+    )
+
+
+class _Choice(msgspec.Struct):
+    message: dict[str, Any]
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    model: str = ""
+    usage: _Usage | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
