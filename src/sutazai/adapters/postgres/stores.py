@@ -13,11 +13,13 @@ from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
+from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.replay import ReplayStore
 from sutazai.ports.sessions import SessionStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.settings.model import Database as DatabaseSettings
@@ -33,6 +35,8 @@ class Stores:
     tenants: TenantStore
     audit: AuditLog
     sessions: SessionStore
+    replay: ReplayStore | None = None
+    """None in memory, where nothing can have gone astray."""
 
 
 @asynccontextmanager
@@ -75,4 +79,5 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             tenants=PostgresTenantStore(database),
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
+            replay=PostgresReplayStore(database),
         )
