@@ -74,6 +74,11 @@ app.command(
     help="Show and verify who changed what.\n\nExample: `sutazai audit list`",
 )
 app.command(
+    "sutazai.cli.events:app",
+    name="events",
+    help="Follow, export, replay and verify the events of tasks.\n\nExample: `sutazai events verify`",
+)
+app.command(
     "sutazai.cli.cache:app",
     name="cache",
     help="Forget kept answers.\n\nExample: `sutazai cache forget --model llama3.2`",

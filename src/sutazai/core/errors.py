@@ -10,7 +10,6 @@ SutazaiError
 ├── Unauthorized           no key, or one that is not known
 ├── Forbidden              the key or the origin may not do this
 ├── NotFound               nothing lives at this address
-│   └── UnknownAgent       no agent of that name is registered
 ├── Conflict               somebody else changed the same thing meanwhile
 ├── Overloaded             the pool had no room; try again later
 ├── RateLimited            the key or its tenant took more than it may
@@ -110,16 +109,6 @@ class Overloaded(SutazaiError):
         self.retry_after_s = retry_after_s
         self.extra = extra
         """Header lines that tell how the line stands, each with its line end."""
-
-
-class UnknownAgent(NotFound):
-    """No agent of that name is registered."""
-
-    def __init__(self, name: str, nearest: Sequence[str]) -> None:
-        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " `GET /v1/agents` lists those that are."
-        super().__init__(f"No agent {name[:200]!r} was registered.{hint}")
-        self.name = name
-        self.nearest = tuple(nearest)
 
 
 class Conflict(SutazaiError):

@@ -15,6 +15,7 @@ from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
+from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
@@ -22,6 +23,7 @@ from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.messages import MessageStore
+from sutazai.ports.replay import ReplayStore
 from sutazai.ports.sessions import SessionStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
@@ -41,6 +43,8 @@ class Stores:
     tasks: TaskStore
     queue: PostgresQueue
     messages: MessageStore
+    replay: ReplayStore | None = None
+    """None in memory, where nothing can have gone astray."""
 
 
 @asynccontextmanager
@@ -88,6 +92,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
             tasks=PostgresTaskStore(database, max_length=max_length),
             queue=PostgresQueue(database, max_length=max_length),
             messages=PostgresMessageStore(database),
+            replay=PostgresReplayStore(database),
         )
 
 
