@@ -25,7 +25,7 @@ from tests.rabbit_servers import Rabbits, rabbits
 from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
-from sutazai.bootstrap import NO_AGENTS, Gateway, open_gateway
+from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.ports.agent import Agent
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
@@ -158,7 +158,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
         async def start(
             *nodes: FakeNode | NodeSettings,
             with_engine: bool = False,
-            agents: Mapping[str, Agent] = NO_AGENTS,
+            agents: Mapping[str, Agent] | None = None,
             **groups: Any,
         ) -> Gateway:
             usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}

@@ -33,6 +33,9 @@ class NoModels:
     async def chat(self, body: Any, **_: Any) -> Any:
         raise NotImplementedError
 
+    async def usual(self) -> str:
+        raise NotImplementedError
+
 
 def agents(url: str) -> dict[str, Agent]:
     """The agent of these tests."""

@@ -39,7 +39,11 @@ async def way(
         client = OpenAINode(Node(name="a", kind=node.kind, url=node.url), api_key=None, connect_s=1.0)
         yield (
             GatewayModels(
-                client, next_id=lambda: f"r{next(ids)}", clock=time.monotonic, allowance=lambda _tenant, _user: None
+                client,
+                next_id=lambda: f"r{next(ids)}",
+                clock=time.monotonic,
+                allowance=lambda _tenant, _user: None,
+                usual=lambda: "m",
             ),
             node,
         )
@@ -205,3 +209,9 @@ async def test_errors_of_the_gateway_come_back_as_they_were(error: SutazaiError)
 
     assert type(caught.value) is type(error)
     assert vars(caught.value) == vars(error)
+
+
+async def test_a_model_is_named_for_those_who_name_none(way: tuple[Models, FakeNode]) -> None:
+    models, _ = way
+
+    assert await models.usual() == "m"

@@ -29,6 +29,9 @@ class ParrotModels:
     async def chat(self, body: Any, **_: Any) -> Said:
         return Said(text=body["messages"][-1]["content"], model=body["model"], input_tokens=6, output_tokens=4)
 
+    async def usual(self) -> str:
+        return "m"
+
 
 def made(name: str, run: Any, **options: Any) -> Agent:
     usual = {"input_type": Any, "output_type": Any, "describes": "A test.", "queue": TASK_PROCESSING}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutazai.core.errors import Forbidden, Unauthorized
+from sutazai.core.errors import BadRequest, Forbidden, Unauthorized
 from sutazai.core.identity import ApiKey, Limits, Role, Scope, Tenant
 from sutazai.core.request import Priority
 from sutazai.edge.auth import LOCAL, Caller, Gatekeeper, limits_of
@@ -66,6 +66,49 @@ def test_a_key_carries_its_tenant_role_and_scopes() -> None:
 
     assert (found.key_id, found.tenant, found.role) == ("k1", "acme", Role.USER)
     assert found.scopes == {Scope.TASKS}
+
+
+def test_an_admin_speaks_for_a_tenant_within_its_limits_and_for_models_alone() -> None:
+    boss = key(role=Role.ADMIN, tenant="platform")
+    gatekeeper = Gatekeeper(required=True)
+    gatekeeper.learn([boss], [Tenant(name="acme", priority=Priority.LOW, limits=Limits(requests_per_minute=3))])
+
+    found = gatekeeper.admit(SHOWN | {b"x-sutazai-tenant": b"acme"})
+
+    assert (found.tenant, found.key_id, found.priority) == ("acme", "", Priority.LOW)
+    assert not found.is_admin
+    assert found.scopes == {Scope.INFERENCE}
+    assert found.allowance is not None
+    assert found.allowance.of_tenant.requests_per_minute == 3
+
+
+def test_an_admin_speaks_for_a_key_of_that_tenant_and_no_other() -> None:
+    theirs = key(id="k2", digest=b"2" * 32, limits=Limits(concurrent_requests=1))
+    gatekeeper = Gatekeeper(required=True)
+    gatekeeper.learn([key(role=Role.ADMIN, tenant="platform"), theirs])
+
+    own = gatekeeper.admit(SHOWN | {b"x-sutazai-tenant": b"acme", b"x-sutazai-user": b"k2"})
+    foreign = gatekeeper.admit(SHOWN | {b"x-sutazai-tenant": b"other", b"x-sutazai-user": b"k2"})
+
+    assert (own.key_id, own.is_admin) == ("k2", False)
+    assert foreign.key_id == ""
+
+
+def test_a_user_speaks_for_nobody_else() -> None:
+    gatekeeper = Gatekeeper(required=True)
+    gatekeeper.learn([key()])
+
+    with pytest.raises(Forbidden, match="Only an admin key"):
+        gatekeeper.admit(SHOWN | {b"x-sutazai-tenant": b"other"})
+
+
+@pytest.mark.parametrize("name", [b"", b" ", b"x" * 65, b"a"])
+def test_a_tenant_that_cannot_be_is_not_spoken_for(name: bytes) -> None:
+    gatekeeper = Gatekeeper(required=True)
+    gatekeeper.learn([key(role=Role.ADMIN)])
+
+    with pytest.raises(BadRequest, match="64 printable"):
+        gatekeeper.admit(SHOWN | {b"x-sutazai-tenant": name})
 
 
 def test_a_revoked_key_opens_nothing() -> None:

@@ -41,6 +41,7 @@ from sutazai.bootstrap.rules import (
     sources,
     stage_rules,
 )
+from sutazai.bootstrap.tasks import begin_queue, installed_agents, make_worker
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
@@ -54,6 +55,7 @@ from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.keeping import Keeping
 from sutazai.gateway.ledger import Ledger
 from sutazai.gateway.membership import Membership
+from sutazai.gateway.models import GatewayModels
 from sutazai.gateway.pipeline import Clocks, Knowledge, Pipeline
 from sutazai.gateway.routed import Routed
 from sutazai.gateway.sessions import Sessions, shortest_context
@@ -67,12 +69,12 @@ from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
 from sutazai.tasks.submit import Submission
 from sutazai.tasks.watch import Watch
+from sutazai.tasks.worker import Worker
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
 
 log = structlog.get_logger("sutazai")
 
-NO_AGENTS: Mapping[str, Agent] = {}
 FIRST_ROUND_S = 10.0
 SEED_S = 60.0
 """Beyond the limit of a probe: what nodes may take until all were looked at once."""
@@ -103,21 +105,23 @@ def connector(live: Live) -> Callable[[Node, str | None], NodeClient]:
 
 
 @asynccontextmanager
-async def open_gateway(
+async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in one piece
     settings: Settings,
     *,
     data_dir: Path,
     settings_path: Path | None,
     environ: Mapping[str, str],
     with_engine: bool,
-    agents: Mapping[str, Agent] = NO_AGENTS,
+    agents: Mapping[str, Agent] | None = None,
+    with_worker: bool = False,
 ) -> AsyncIterator[Gateway]:
     """
     A gateway that listens and has probed its nodes once.
 
     Args:
         with_engine: run the embedded engine as the settings say (`sutazai up`).
-        agents: those that tasks may be for, by name.
+        agents: those that tasks may be for, by name; None = all that are installed.
+        with_worker: also do the tasks (`sutazai up`).
 
     Raises `SettingsError`, `StoreUnavailable`, `Forbidden` (no key for an open address) or `OSError` (address taken).
     Leaving the context stops it politely.
@@ -125,7 +129,11 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         live = Live(settings)
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
-        stores = await stack.enter_async_context(open_stores(settings.database, data_dir))
+        stores = await stack.enter_async_context(
+            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+        )
+        if agents is None:
+            agents = await stack.enter_async_context(installed_agents(data_dir))
         gatekeeper = await open_door(settings, stores)
         metrics = Metrics()
         ledger = Ledger(stores.usage, wall_s=time.time)
@@ -147,9 +155,10 @@ async def open_gateway(
         )
         server: Server
         accounts = Accounts(metrics, ledger, _access_log(settings, stack))
+        accounted = Accounted(pipeline, accounts, status_of=lambda error: status_of(error)[0], clock=fleet.clock)
         sessions = Sessions(
             stores.sessions if redis is None else RedisSessionStore(stores.sessions, redis),
-            Accounted(pipeline, accounts, status_of=lambda error: status_of(error)[0], clock=fleet.clock),
+            accounted,
             rules=settings.sessions,
             context_tokens=lambda model: shortest_context(fleet, model),
             wall=lambda: datetime.now(UTC),
@@ -227,6 +236,7 @@ async def open_gateway(
             group(work, name)
         if pipeline.cached is not None:
             group(pipeline.cached.run, "keep answers")
+        queue = await begin_queue(settings, stores, agents, stack, group)
         group(lambda: _seed_limits(stores, pipeline, live), "read what was spent")
         with suppress(TimeoutError):  # a name that does not resolve must not keep the others from serving
             async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
@@ -234,9 +244,26 @@ async def open_gateway(
         trial_model = ""
         if with_engine and is_engine_wanted(settings, fleet):
             trial_model = await start_engines(settings, stack, fleet, membership, group)
+        if with_worker:
+            models = GatewayModels(
+                accounted,
+                next_id=server.next_id,
+                clock=fleet.clock,
+                allowance=lambda tenant, user: gatekeeper.caller_for(tenant, user).allowance,
+                usual=lambda: pipeline.typed.choice() or min(fleet.listed_models(), default=""),
+            )
+            worker = make_worker(settings, stores, queue, agents, models)
+            group(worker.run, "do tasks")
+            stack.push_async_callback(_drained, worker)
         await server.serve()
         stack.push_async_callback(server.stop)
         yield Gateway(fleet=fleet, port=port, trial_model=trial_model, reload=watch.poke)
+
+
+async def _drained(worker: Worker) -> None:
+    """Let attempts end, or hand them back."""
+    worker.stop()
+    await worker.ended.wait()
 
 
 @asynccontextmanager

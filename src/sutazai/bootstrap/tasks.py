@@ -1,23 +1,61 @@
-"""The side of tasks: the queue, the relay to a broker, and a worker."""
+"""The side of tasks: the agents, the queue with its relay to a broker, and workers."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
-from sutazai.adapters.postgres.stores import Stores
+from sutazai.adapters.openai.gateway_models import open_models
+from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.process.isolated import isolated
+from sutazai.adapters.rabbitmq.queue import open_rabbitmq
+from sutazai.adapters.web.guarded import open_web
+from sutazai.agents import builtin, tools_with, with_entry_points
 from sutazai.core.errors import SettingsError
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
+from sutazai.ports.queue import Queue
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.relay import Relay
+from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
 
+Begin = Callable[[Callable[[], Awaitable[None]], str], None]
+"""Starts a named piece of background work."""
 
-def make_worker(settings: Settings, stores: Stores, agents: Mapping[str, Agent], models: Models) -> Worker:
+
+@asynccontextmanager
+async def installed_agents(data_dir: Path) -> AsyncIterator[Mapping[str, Agent]]:
+    """Those that ship with SutazAI and those of installed packages, by name; their tools work while this is open."""
+    async with open_web() as web:
+        registry = with_entry_points(builtin(tools_with(web=web, folder=data_dir / "agent-files")))
+        yield {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
+
+
+async def begin_queue(
+    settings: Settings, stores: Stores, agents: Mapping[str, Agent], stack: AsyncExitStack, begin: Begin
+) -> Queue:
+    """The queue that workers read, tended; with a broker the table of PostgreSQL is its outbox."""
+    begin(stores.queue.run, "tend the queue")
+    begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
+    if settings.rabbitmq.url is None:
+        return stores.queue
+    broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
+    names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
+    begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
+    return broker
+
+
+def make_worker(
+    settings: Settings, stores: Stores, queue: Queue, agents: Mapping[str, Agent], models: Models
+) -> Worker:
     """A worker as the settings say. Raises `SettingsError` where they name an agent that is not there."""
     mine = frozenset(settings.tasks.agents) or frozenset(agents)
     unknown = sorted(mine - agents.keys())
@@ -30,7 +68,7 @@ def make_worker(settings: Settings, stores: Stores, agents: Mapping[str, Agent],
         messages=stores.messages,
         agents=agents,
         default_model=settings.tasks.model,
-        wall=lambda: datetime.now(UTC),
+        wall=_now,
     )
     rules = WorkerRules(
         name=f"{socket.gethostname()}:{os.getpid()}",
@@ -38,12 +76,44 @@ def make_worker(settings: Settings, stores: Stores, agents: Mapping[str, Agent],
         delivery_limit=settings.tasks.delivery_limit,
         drain_s=settings.tasks.drain_s,
     )
-    return Worker(stores.queue, around, rules, mine=mine, random=random.random)
+    return Worker(queue, around, rules, mine=mine, random=random.random)
 
 
-def queue_names(agents: Mapping[str, Agent]) -> frozenset[str]:
-    """All queues that tasks can wait in."""
-    return frozenset({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
+@asynccontextmanager
+async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -> AsyncIterator[Worker]:
+    """
+    A worker by itself, which asks models through a gateway; `run` it, and `stop` it.
+
+    Raises `SettingsError` or `StoreUnavailable`.
+    """
+    async with AsyncExitStack() as stack:
+        await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
+        stores = await stack.enter_async_context(
+            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+        )
+        agents = await stack.enter_async_context(installed_agents(data_dir))
+        key = settings.tasks.gateway_key
+        models = await stack.enter_async_context(open_models(gateway_url, key=None if key is None else key.reveal()))
+        tasks: list[asyncio.Task[None]] = []
+
+        async def run(work: Callable[[], Awaitable[None]]) -> None:
+            await work()
+
+        stack.push_async_callback(_end, tasks)
+        queue = await begin_queue(
+            settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
+        )
+        yield make_worker(settings, stores, queue, agents, models)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _slots(settings: TaskSettings, queue: str) -> int:

@@ -17,6 +17,11 @@ GATEWAY = """Run the gateway alone, in front of your nodes.
 As many as you like behind a load balancer. Example: `sutazai gateway --config /etc/sutazai/sutazai.toml`
 """
 
+WORKER = """Do the tasks of agents, beside a gateway.
+
+As many as you like. Example: `sutazai worker --agents summarize,research`
+"""
+
 app = cyclopts.App(
     name="sutazai",
     version=__version__,
@@ -27,6 +32,7 @@ Examples: `sutazai up`, `sutazai chat`, `sutazai nodes`, `sutazai models pull ll
 )
 app.command("sutazai.cli.serve:up", name="up", help=UP)
 app.command("sutazai.cli.serve:gateway", name="gateway", help=GATEWAY)
+app.command("sutazai.cli.worker:worker", name="worker", help=WORKER)
 app.command("sutazai.cli.nodes:app", name="nodes", help="Show the pool.\n\nExample: `sutazai nodes --watch`")
 app.command(
     "sutazai.cli.models:app",

@@ -114,7 +114,12 @@ async def _run(settings: Settings, path: Path | None, *, with_engine: bool) -> N
     loop.add_signal_handler(signal.SIGINT, stop)
     folder = data_dir(settings, os.environ, os.geteuid() == 0)
     async with open_gateway(
-        settings, data_dir=folder, settings_path=path, environ=os.environ, with_engine=with_engine
+        settings,
+        data_dir=folder,
+        settings_path=path,
+        environ=os.environ,
+        with_engine=with_engine,
+        with_worker=with_engine and settings.tasks.worker,
     ) as opened:
         loop.add_signal_handler(signal.SIGHUP, opened.reload)
         _settle_memory()

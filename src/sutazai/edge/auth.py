@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import urlsplit
 
-from sutazai.core.errors import Forbidden, Unauthorized
+from sutazai.core.errors import BadRequest, Forbidden, Unauthorized
 from sutazai.core.identity import Allowance, ApiKey, Limits, Role, Scope, Tenant
 from sutazai.core.request import NORMAL, Priority
 
@@ -61,6 +61,11 @@ LOCAL = "local"
 ANONYMOUS = Caller("", LOCAL, Role.ADMIN)
 """On loopback without keys, whoever asks owns the machine."""
 NO_LIMITS = Limits()
+TENANT = b"x-sutazai-tenant"
+USER = b"x-sutazai-user"
+MAX_NAME_CHARACTERS = 64
+SPOKEN_SCOPES = frozenset({Scope.INFERENCE})
+"""What may be asked for in another's name."""
 
 
 class Gatekeeper:
@@ -75,6 +80,7 @@ class Gatekeeper:
         self._keys: tuple[ApiKey, ...] = ()
         self._callers: dict[bytes, Caller] = {}
         self._anonymous = ANONYMOUS
+        self._default_limits = NO_LIMITS
         self.tenants: Mapping[str, Tenant] = {}
         """Those that somebody defined, by name; all others have the defaults."""
         self._good_hosts: set[bytes] = set()
@@ -95,6 +101,7 @@ class Gatekeeper:
     def limit_by(self, default_limits: Limits) -> None:
         """The limits of tenants that have none of their own, from now on."""
         self.generation += 1
+        self._default_limits = default_limits
         limits = {name: limits_of(tenant.limits, default_limits) for name, tenant in self.tenants.items()}
         self._callers = {
             key.digest: _caller(key, self.tenants.get(key.tenant), limits.get(key.tenant, default_limits))
@@ -116,11 +123,14 @@ class Gatekeeper:
         """
         Who asks, by the headers (names in lower case).
 
-        Raises `Unauthorized` or `Forbidden`.
+        An admin may speak for another tenant (`x-sutazai-tenant`), as workers do for the tenants of their tasks.
+        Raises `Unauthorized`, `Forbidden` or `BadRequest`.
         """
-        caller = self._by_key(headers)
-        if caller is not None:
-            return caller
+        caller = self._by_key(headers) or self._without_key(headers)
+        tenant = headers.get(TENANT)
+        return caller if tenant is None else self._spoken_for(caller, tenant, headers.get(USER, b""))
+
+    def _without_key(self, headers: Mapping[bytes, bytes]) -> Caller:
         if self.required:
             raise Unauthorized(_NO_KEY if not _has_key(headers) else _UNKNOWN_KEY)
         host = headers.get(b"host", b"")
@@ -128,6 +138,31 @@ class Gatekeeper:
             self._check_host(host)
         self.check_page(headers)
         return self._anonymous
+
+    def _spoken_for(self, speaker: Caller, tenant: bytes, user: bytes) -> Caller:
+        """The one whom an admin speaks for: what is asked counts against that tenant's limits, and its key's."""
+        if not speaker.is_admin:
+            raise Forbidden("Only an admin key may speak for another tenant; leave `x-sutazai-tenant` out.")
+        name = tenant.decode("latin-1")
+        if not (name.strip() and name.isprintable() and len(name) <= MAX_NAME_CHARACTERS):
+            raise BadRequest("The header `x-sutazai-tenant` named no tenant; send 1 to 64 printable characters.")
+        return self.caller_for(name, user.decode("latin-1"))
+
+    def caller_for(self, name: str, key_id: str) -> Caller:
+        """Whoever asks models in the name of a tenant, by one of its keys where that still opens the door."""
+        for key in self._keys:
+            if key.id == key_id and key.tenant == name:
+                return replace(self._callers[key.digest], role=Role.USER, scopes=SPOKEN_SCOPES)
+        known = self.tenants.get(name)
+        of_tenant = self._default_limits if known is None else limits_of(known.limits, self._default_limits)
+        return Caller(
+            "",
+            name,
+            Role.USER,
+            SPOKEN_SCOPES,
+            NORMAL if known is None else known.priority,
+            _allowance(name, "", of_tenant, NO_LIMITS),
+        )
 
     def check_page(self, headers: Mapping[bytes, bytes]) -> None:
         """Whether a page may call, should one ask: browsers do so without a key. Raises `Forbidden`."""

@@ -26,6 +26,7 @@ class GatewayModels:
         next_id: Callable[[], str],
         clock: Callable[[], float],
         allowance: Callable[[str, str], Allowance | None],
+        usual: Callable[[], str],
     ) -> None:
         """
         Make it.
@@ -33,11 +34,13 @@ class GatewayModels:
         Args:
             clock: monotonic seconds.
             allowance: the limits of a tenant and one of its keys.
+            usual: the model for those who name none; empty where there is none.
         """
         self._answers = answers
         self._next_id = next_id
         self._clock = clock
         self._allowance = allowance
+        self._usual = usual
 
     async def chat(self, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority) -> Said:
         request = self._request(asked_in(body), tenant, user, priority)
@@ -52,6 +55,9 @@ class GatewayModels:
         finally:
             pulled.cancel()  # of a call that ended already, nothing is left to cancel
         return said_in(whole.take(), node=head.node)
+
+    async def usual(self) -> str:
+        return self._usual()
 
     def _request(self, body: bytes, tenant: str, user: str, priority: Priority) -> Request:
         asked = read(Endpoint.OPENAI_CHAT, body)

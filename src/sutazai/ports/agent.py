@@ -52,6 +52,9 @@ class Models(Protocol):
         `tenant` pays for it, and its limits count.
         """
 
+    async def usual(self) -> str:
+        """What to ask where nobody named a model: the one that is chosen by the question, else any that is there."""
+
 
 class AgentContext(Protocol):
     """What an attempt may use. Everything raises `asyncio.CancelledError` once the attempt was called off."""

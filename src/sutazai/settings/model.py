@@ -435,8 +435,8 @@ class Tasks(Group, frozen=True):
     llm_slots: int = 8
     """The same for `llm_inference`, whose tasks mostly wait for models."""
 
-    model: str = "auto"
-    """The model that agents ask where neither they nor the task name one."""
+    model: str = ""
+    """The model that agents ask where they name none. Empty: what `[auto]` chooses, or any model that is there."""
 
     max_length: int = 100_000
     """Tasks that may wait in one queue; past it submitters are told to come back, and nothing is dropped."""

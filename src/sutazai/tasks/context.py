@@ -30,6 +30,7 @@ class Surroundings:
     messages: MessageStore
     agents: Mapping[str, Agent]
     default_model: str
+    """Empty: the gateway's choice."""
     wall: Callable[[], datetime]
 
 
@@ -56,7 +57,8 @@ class Attempt:
                 "Submit it again with a larger `budget_tokens`.",
                 retry_after_s=BUDGET_RETRY_S,
             )
-        body = {"model": model or self._around.default_model, "messages": list(messages), **options}
+        chosen = model or self._around.default_model or await self._around.models.usual()
+        body = {"model": chosen, "messages": list(messages), **options}
         said = await self._around.models.chat(body, tenant=draft.tenant, user=draft.user, priority=draft.priority)
         self.tokens += said.input_tokens + said.output_tokens
         return said

@@ -77,6 +77,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
         self.attempts_total = 0
+        self.ended = asyncio.Event()
+        """Set when `run` has done its last."""
 
     @property
     def running(self) -> int:
@@ -99,9 +101,12 @@ class Worker:
                 group.create_task(self._read(name, Room(slots), slots, group), name=f"work on {name}")
                 for name, slots in self._rules.slots.items()
             ]
-            await asyncio.wait(readers)
-            for task in beside:
-                task.cancel()
+            try:
+                await asyncio.wait(readers)
+            finally:
+                for task in beside:
+                    task.cancel()
+                self.ended.set()
 
     # taking
 

@@ -20,6 +20,7 @@ PATH = "/v1/chat/completions"
 TENANT = "x-sutazai-tenant"
 USER = "x-sutazai-user"
 PRIORITY = "x-sutazai-priority"
+LIST_PATH = "/v1/models"
 GATEWAY = "gateway"
 """What faults name as the node."""
 CONNECT_S = 5.0
@@ -33,6 +34,21 @@ class HttpModels:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url.rstrip("/") + PATH
+        self._list_url = url.rstrip("/") + LIST_PATH
+
+    async def usual(self) -> str:
+        try:
+            async with self._session.get(self._list_url) as answer:
+                told = await _whole(answer.content)
+        except TimeoutError as error:
+            raise errors.NodeTimeout("The gateway did not list its models in time. Ask again.", node=GATEWAY) from error
+        except aiohttp.ClientError as error:
+            raise errors.NodeUnreachable(
+                f"The gateway was not reached: {error}. See that it runs.", node=GATEWAY
+            ) from error
+        if answer.status != 200:
+            raise _error(answer.status, told, answer.headers.get("retry-after", ""))
+        return _usual(told)
 
     async def chat(self, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority) -> Said:
         headers = {TENANT: tenant, PRIORITY: priority.name.lower()} | ({USER: user} if user else {})
@@ -77,6 +93,26 @@ async def _whole(content: aiohttp.StreamReader) -> bytes:
         if len(body) > MAX_REPLY_BYTES:
             raise errors.NodeFault(f"The answer was larger than {MAX_REPLY_BYTES} bytes.", node=GATEWAY)
     return bytes(body)
+
+
+class _Listed(msgspec.Struct):
+    id: str
+    owned_by: str = ""
+
+
+class _List(msgspec.Struct):
+    data: list[_Listed]
+
+
+def _usual(body: bytes) -> str:
+    """The model that is chosen by the question, which the list puts before all others; else the first."""
+    try:
+        listed = msgspec.json.decode(body, type=_List).data
+    except msgspec.DecodeError as error:
+        raise errors.NodeFault(
+            "The gateway's list of models was not understood. Check its address.", node=GATEWAY
+        ) from error
+    return listed[0].id if listed else ""
 
 
 def _error(status: int, body: bytes, retry_after: str) -> errors.SutazaiError:
