@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
+from sutazai.policy.web_addresses import Guard
 from sutazai.settings import model
 from sutazai.settings.places import Spot
 from sutazai.settings.secret import Secret
@@ -119,6 +120,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "max_bytes": SIZE,
         "max_per_tenant": COUNT,
     },
+    model.Web: {"timeout_s": LIMIT_S, "max_page_bytes": SIZE},
     model.Breaker: {
         "window_s": LIMIT_S,
         "minimum_requests": COUNT,
@@ -173,6 +175,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield ("contains",), "was empty, and every question holds that; give a word"
         case model.Redis():
             yield from _redis(group)
+        case model.Web():
+            yield from _web(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -281,6 +285,14 @@ def _redis(redis: model.Redis) -> Iterator[Mistake]:
         yield ("url",), wrong
     elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
         yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
+
+
+def _web(web: model.Web) -> Iterator[Mistake]:
+    for index, one in enumerate(web.allowed):
+        try:
+            Guard((one,))
+        except ValueError:
+            yield ("allowed", index), "was no name, address or network; give one such as hooks.example or 10.1.0.0/16"
 
 
 def _unusable(secret: Secret) -> str | None:

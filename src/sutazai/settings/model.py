@@ -349,6 +349,29 @@ class Sessions(Group, frozen=True):
     """Sessions of one tenant at a time."""
 
 
+class Web(Group, frozen=True):
+    """Requests of agents to the web, and webhooks: public addresses alone."""
+
+    allowed: tuple[str, ...] = ()
+    """Names, `name:port`, IP addresses and networks of your own that may be reached all the same."""
+
+    timeout_s: float = 15.0
+    """Of one request, from the name to the last byte."""
+
+    max_page_bytes: int = MIB
+    """Read of one page; the rest is left."""
+
+
+class Agents(Group, frozen=True):
+    """What the agents that ship may do."""
+
+    http_get: bool = True
+    """The assistant may read pages of the public web."""
+
+    files_dir: str = ""
+    """Where the assistant keeps files, a folder for each tenant; empty, it has none."""
+
+
 class Breaker(Group, frozen=True):
     """When a model on a node is left alone for a while."""
 
@@ -480,6 +503,8 @@ class Settings(Group, frozen=True):
     redis: Redis = Redis()
     limits: LimitSettings = LimitSettings()
     sessions: Sessions = Sessions()
+    web: Web = Web()
+    agents: Agents = Agents()
     breaker: Breaker = Breaker()
     health: HealthSettings = HealthSettings()
     retry: Retry = Retry()
