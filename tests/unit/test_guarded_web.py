@@ -10,9 +10,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from sutazai.adapters.web.addresses import Guard
 from sutazai.adapters.web.guarded import GuardedWeb, open_web
 from sutazai.core.errors import BadRequest, Forbidden, NodeTimeout, NodeUnreachable, SutazaiError
+from sutazai.policy.web_addresses import Guard
 
 REFUSED = (BadRequest, Forbidden)
 

@@ -259,6 +259,7 @@ def test_a_mistake_tells_the_place_what_was_wrong_and_what_to_do(text: str, mist
         ("[server]\nallowed_origins = ['https://a/']", "server.allowed_origins[0]"),
         ("[server]\nallowed_origins = ['a.example']", "server.allowed_origins[0]"),
         ("[server]\nmax_body_bytes = 1000000000", "server.max_buffered_bytes"),
+        ("[web]\nallowed = ['10.0.0.0/8', 'http://a']", "web.allowed[1]"),
         ("[models.a]\ncontext_buckets = []", "models.a.context_buckets"),
         ("[models.a]\ncontext_buckets = [0, 1]", "models.a.context_buckets"),
         ("[models.a]\ncontext_buckets = [4, 2]", "models.a.context_buckets"),

@@ -174,6 +174,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Server", "allowed_origins"): st.lists(HOSTS.map("https://{}".format), max_size=2).map(tuple),
     ("Server", "max_body_bytes"): st.integers(1024, 2**40),
     ("Server", "max_buffered_bytes"): st.integers(2**40, 2**62),
+    ("Web", "allowed"): st.sampled_from([(), ("hooks.example:8443", "10.0.0.0/8"), ("::1",)]),
     ("Database", "url"): st.none(),
     ("Database", "replicas"): st.just(()),
     ("Auto", "name"): ANY_TEXT.filter(str.isprintable),
@@ -223,6 +224,8 @@ def groups(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         elif isinstance(field.type, shapes.StructType):
             # Half of the groups as they are by default: all at once are more than hypothesis likes to make.
             fields[field.name] = st.builds(field.type.cls) | groups(field.type.cls)
+            # often as it is by itself: all groups at once are more than hypothesis draws in one go
+            fields[field.name] = st.just(field.type.cls()) | groups(field.type.cls)
         else:
             fields[field.name] = values(field.type, kind, field.name)
     return st.builds(kind, **fields)

@@ -241,6 +241,8 @@ async def test_each_group_is_either_applied_or_needs_a_restart(tmp_path: Path, n
         "rabbitmq": "[rabbitmq]\nprefix = 'a'",
         "limits": "[limits]\nrequests_per_minute = 2",
         "sessions": "[sessions]\nmax_messages = 2",
+        "web": "[web]\ntimeout_s = 2",
+        "agents": "[agents]\nhttp_get = false",
         "breaker": "[breaker]\nopen_s = 2",
         "health": "[health]\nfailures = 2",
         "retry": "[retry]\nattempts = 2",

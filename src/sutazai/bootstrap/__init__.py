@@ -133,7 +133,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
         )
         if agents is None:
-            agents = await stack.enter_async_context(installed_agents(data_dir))
+            agents = await stack.enter_async_context(installed_agents(settings))
         gatekeeper = await open_door(settings, stores)
         metrics = Metrics()
         ledger = Ledger(stores.usage, wall_s=time.time)

@@ -32,10 +32,15 @@ Begin = Callable[[Callable[[], Awaitable[None]], str], None]
 
 
 @asynccontextmanager
-async def installed_agents(data_dir: Path) -> AsyncIterator[Mapping[str, Agent]]:
+async def installed_agents(settings: Settings) -> AsyncIterator[Mapping[str, Agent]]:
     """Those that ship with SutazAI and those of installed packages, by name; their tools work while this is open."""
-    async with open_web() as web:
-        registry = with_entry_points(builtin(tools_with(web=web, folder=data_dir / "agent-files")))
+    rules, agents = settings.web, settings.agents
+    async with open_web(allowed=rules.allowed, limit_s=rules.timeout_s, max_bytes=rules.max_page_bytes) as web:
+        tools = tools_with(
+            web=web if agents.http_get else None,
+            folder=Path(agents.files_dir) if agents.files_dir else None,
+        )
+        registry = with_entry_points(builtin(tools))
         yield {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
@@ -91,7 +96,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         stores = await stack.enter_async_context(
             open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
         )
-        agents = await stack.enter_async_context(installed_agents(data_dir))
+        agents = await stack.enter_async_context(installed_agents(settings))
         key = settings.tasks.gateway_key
         models = await stack.enter_async_context(open_models(gateway_url, key=None if key is None else key.reveal()))
         tasks: list[asyncio.Task[None]] = []

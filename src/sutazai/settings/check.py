@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
+from sutazai.policy.web_addresses import Guard
 from sutazai.settings import model
 from sutazai.settings.places import Spot
 from sutazai.settings.secret import Secret
@@ -147,6 +148,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "drain_s": PAUSE_S,
         "max_rss_bytes": Range(0),
     },
+    model.Web: {"timeout_s": LIMIT_S, "max_page_bytes": SIZE},
     model.Breaker: {
         "window_s": LIMIT_S,
         "minimum_requests": COUNT,
@@ -203,6 +205,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _redis(group)
         case model.Rabbitmq():
             yield from _rabbitmq(group)
+        case model.Web():
+            yield from _web(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -331,6 +335,14 @@ def _rabbitmq(rabbitmq: model.Rabbitmq) -> Iterator[Mistake]:
         yield ("url",), wrong
     elif not re.match(r"amqps?://[^/]", rabbitmq.url.reveal()):
         yield ("url",), "was no RabbitMQ address; give one such as amqp://user:password@host:5672 (its value is hidden)"
+
+
+def _web(web: model.Web) -> Iterator[Mistake]:
+    for index, one in enumerate(web.allowed):
+        try:
+            Guard((one,))
+        except ValueError:
+            yield ("allowed", index), "was no name, address or network; give one such as hooks.example or 10.1.0.0/16"
 
 
 def _unusable(secret: Secret) -> str | None:

@@ -457,6 +457,29 @@ class Tasks(Group, frozen=True):
     """The admin key that it shows there, so that each task's own tenant pays."""
 
 
+class Web(Group, frozen=True):
+    """Requests of agents to the web, and webhooks: public addresses alone."""
+
+    allowed: tuple[str, ...] = ()
+    """Names, `name:port`, IP addresses and networks of your own that may be reached all the same."""
+
+    timeout_s: float = 15.0
+    """Of one request, from the name to the last byte."""
+
+    max_page_bytes: int = MIB
+    """Read of one page; the rest is left."""
+
+
+class Agents(Group, frozen=True):
+    """What the agents that ship may do."""
+
+    http_get: bool = True
+    """The assistant may read pages of the public web."""
+
+    files_dir: str = ""
+    """Where the assistant keeps files, a folder for each tenant; empty, it has none."""
+
+
 class Breaker(Group, frozen=True):
     """When a model on a node is left alone for a while."""
 
@@ -590,6 +613,8 @@ class Settings(Group, frozen=True):
     limits: LimitSettings = LimitSettings()
     sessions: Sessions = Sessions()
     tasks: Tasks = Tasks()
+    web: Web = Web()
+    agents: Agents = Agents()
     breaker: Breaker = Breaker()
     health: HealthSettings = HealthSettings()
     retry: Retry = Retry()

@@ -18,8 +18,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from sutazai.adapters.http.resolve import resolve as by_system
-from sutazai.adapters.web.addresses import Guard, Target, parsed
 from sutazai.core.errors import BadRequest, Forbidden, NodeTimeout, NodeUnreachable, TooLarge
+from sutazai.policy.web_addresses import Guard, Target, parsed
 from sutazai.ports.web import Page
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
