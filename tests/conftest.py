@@ -26,6 +26,7 @@ from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_clus
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.bootstrap import NO_AGENTS, Gateway, open_gateway
 from sutazai.ports.agent import Agent
+from sutazai.ports.web import Web
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
 
@@ -158,6 +159,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
             *nodes: FakeNode | NodeSettings,
             with_engine: bool = False,
             agents: Mapping[str, Agent] = NO_AGENTS,
+            web: Web | None = None,
             **groups: Any,
         ) -> Gateway:
             usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}
@@ -171,6 +173,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
                     environ={},
                     with_engine=with_engine,
                     agents=agents,
+                    web=web,
                 )
             )
 

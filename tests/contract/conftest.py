@@ -53,6 +53,7 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             sessions=MemorySessions(),
             tasks=cast("Any", None),
             queue=cast("Any", None),
+            webhooks=cast("Any", None),
         )
         return
     connection: Any = await asyncpg.connect(url)

@@ -18,7 +18,7 @@ from sutazai.adapters.postgres.stores import open_stores
 from sutazai.core.task import Completed, Failed, FailureReason, Task, TaskStatus
 from sutazai.ports.tasks import Change, Start, TaskFilter
 from sutazai.settings.model import Database
-from sutazai.testing.agents import plain_agents
+from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
     from tests.conftest import StartGateway

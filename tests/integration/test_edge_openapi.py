@@ -28,7 +28,7 @@ from sutazai.core.node import NodeKind
 from sutazai.edge.openapi import document
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Server, Settings
 from sutazai.testing import FakeNode
-from sutazai.testing.agents import plain_agents
+from sutazai.testing.plain_agents import plain_agents
 
 KNOWN = ("llama3", "qwen3", "phi4")
 CHECKS = [

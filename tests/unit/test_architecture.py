@@ -124,6 +124,7 @@ def test_an_error_has_a_status_a_kind_and_a_docstring(kind: type[errors.SutazaiE
         (errors.Unauthorized("It had no key."), 401),
         (errors.Forbidden("It may not."), 403),
         (errors.NotFound("It is not."), 404),
+        (errors.UnknownAgent("chta", ["chat"]), 404),
         (errors.Overloaded("It was full.", retry_after_s=0.2), 503),
         (errors.NoHealthyNode("All were down.", retry_after_s=5), 503),
         (errors.Cancelled("It was cancelled."), 499),

@@ -429,6 +429,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_AUTH_REQUIRED": "true",
         "SUTAZAI_HEDGING_EMBEDDINGS": "true",
         "SUTAZAI_REDIS_URL": "redis://a",
+        "SUTAZAI_WEBHOOKS_SECRET": "0123456789abcdef",
     }.get(name, endings.get(name[-6:], other_value(shape)))
 
     settings = parse("", {name: text})

@@ -183,6 +183,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("ModelSettings", "fallback"): CHAINS,
     ("Auto", "rules"): st.deferred(lambda: st.lists(groups(model.AutoRule), max_size=2).map(tuple)),
     ("Redis", "url"): st.none(),
+    ("Webhooks", "secret"): st.none(),
     ("Redis", "prefix"): st.from_regex(r"[a-z.]{1,9}", fullmatch=True),
     ("NodeSettings", "url"): HOSTS.map("http://{}:11434".format),
     ("NodeSettings", "name"): st.from_regex(r"[!-~]{1,9}", fullmatch=True),

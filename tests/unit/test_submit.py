@@ -16,7 +16,7 @@ from sutazai.core.request import Priority
 from sutazai.core.task import Submitted, Task, TaskDraft, after, task_id
 from sutazai.tasks.gather import AT_ONCE, MAX_GATHERED, Gathered
 from sutazai.tasks.submit import MAX_INPUT_BYTES, Submission, Submitter, Wanted
-from sutazai.testing.agents import plain_agents
+from sutazai.testing.plain_agents import plain_agents
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ACME = Submitter(tenant="acme", user="k1")

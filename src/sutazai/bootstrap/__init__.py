@@ -41,6 +41,7 @@ from sutazai.bootstrap.rules import (
     sources,
     stage_rules,
 )
+from sutazai.bootstrap.task_edge import make_task_edge
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
@@ -63,10 +64,9 @@ from sutazai.ports.cache import Forgotten
 from sutazai.ports.keys import UsageRow
 from sutazai.ports.limits import Spent
 from sutazai.ports.nodes import NodeClient
+from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
-from sutazai.tasks.submit import Submission
-from sutazai.tasks.watch import Watch
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
 
@@ -111,6 +111,7 @@ async def open_gateway(
     environ: Mapping[str, str],
     with_engine: bool,
     agents: Mapping[str, Agent] = NO_AGENTS,
+    web: Web | None = None,
 ) -> AsyncIterator[Gateway]:
     """
     A gateway that listens and has probed its nodes once.
@@ -118,6 +119,7 @@ async def open_gateway(
     Args:
         with_engine: run the embedded engine as the settings say (`sutazai up`).
         agents: those that tasks may be for, by name.
+        web: the way to the addresses of webhooks; None where another process tells them.
 
     Raises `SettingsError`, `StoreUnavailable`, `Forbidden` (no key for an open address) or `OSError` (address taken).
     Leaving the context stops it politely.
@@ -155,8 +157,7 @@ async def open_gateway(
             wall=lambda: datetime.now(UTC),
         )
 
-        submission = Submission(stores.tasks, agents)
-        task_watch = Watch(stores.tasks)
+        task_edge = make_task_edge(settings, stores, agents, web)
 
         def is_ready() -> tuple[bool, str]:
             if server.unready:
@@ -183,8 +184,9 @@ async def open_gateway(
             choice=pipeline.typed.choice,
             sessions=sessions,
             tasks=stores.tasks,
-            submission=submission,
-            watch=task_watch,
+            submission=task_edge.submission,
+            watch=task_edge.watch,
+            webhook_secret=task_edge.webhook_secret,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -217,8 +219,7 @@ async def open_gateway(
             ("sweep those who wait", admitted.run),
             ("renew limits", pipeline.limited.run),
             ("sweep sessions", sessions.run),
-            ("submit tasks", submission.run),
-            ("watch tasks", task_watch.run),
+            *task_edge.loops,
             ("sweep connections", server.run),
             ("keep membership", membership.run),
             ("watch settings", watch.run),

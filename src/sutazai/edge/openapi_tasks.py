@@ -68,6 +68,7 @@ def task_paths() -> Schema:
         f"{ONE}/retry": {"post": at("task_id", _accepted(get("retry_task", TASK), "200"))},
         f"{ONE}/events": {"get": _events()},
         "/v1/agents": {"get": agents},
+        "/v1/webhooks/secret": {"get": get("webhook_secret", body(["object", "secret"], secret={"type": "string"}))},
     }
     for operations in paths.values():
         for operation in operations.values():

@@ -50,6 +50,8 @@ class Pool:
     tasks: TaskStore
     submission: Submission
     watch: Watch
+    webhook_secret: str
+    """What the secrets of tenants are derived from; empty where webhooks are not told."""
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

@@ -30,6 +30,7 @@ Mistake = tuple[Spot, str]
 
 YEAR_S = 31_536_000.0
 MAX_MODEL_CHARACTERS = 256
+MIN_SECRET_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _auto(group)
         case model.AutoRule(contains=""):
             yield ("contains",), "was empty, and every question holds that; give a word"
+        case model.Webhooks(secret=Secret() as secret):
+            yield from _webhook_secret(secret)
         case model.Redis():
             yield from _redis(group)
         case model.Settings():
@@ -281,6 +284,16 @@ def _redis(redis: model.Redis) -> Iterator[Mistake]:
         yield ("url",), wrong
     elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
         yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
+
+
+def _webhook_secret(secret: Secret) -> Iterator[Mistake]:
+    if (wrong := _unusable(secret)) is not None:
+        yield ("secret",), wrong
+    elif len(secret.reveal()) < MIN_SECRET_CHARACTERS:
+        yield (
+            ("secret",),
+            f"was shorter than {MIN_SECRET_CHARACTERS} characters; give what `openssl rand -hex 32` prints",
+        )
 
 
 def _unusable(secret: Secret) -> str | None:

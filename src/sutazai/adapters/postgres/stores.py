@@ -18,11 +18,13 @@ from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
+from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.sessions import SessionStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
+from sutazai.ports.webhooks import WebhookStore
 from sutazai.settings.model import Database as DatabaseSettings
 from sutazai.settings.secret import Secret
 
@@ -38,6 +40,7 @@ class Stores:
     sessions: SessionStore
     tasks: TaskStore
     queue: PostgresQueue
+    webhooks: WebhookStore
 
 
 @asynccontextmanager
@@ -82,4 +85,5 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             sessions=PostgresSessionStore(database),
             tasks=PostgresTaskStore(database, max_length=MAX_LENGTH),
             queue=PostgresQueue(database),
+            webhooks=PostgresWebhookStore(database),
         )
