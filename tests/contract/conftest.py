@@ -54,6 +54,7 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             tasks=cast("Any", None),
             queue=cast("Any", None),
             webhooks=cast("Any", None),
+            schedules=cast("Any", None),
         )
         return
     connection: Any = await asyncpg.connect(url)

@@ -1,4 +1,4 @@
-"""`/v1/tasks` and `/v1/agents` through a real gateway on a real database."""
+"""`/v1/tasks`, `/v1/schedules` and `/v1/agents` through a real gateway on a real database."""
 
 from __future__ import annotations
 
@@ -322,6 +322,50 @@ async def test_agents_tell_what_they_take(wire: Wire) -> None:
     assert list(agents) == ["anything", "echo"]
     assert agents["echo"]["description"] == "Says it again."
     assert "text" in str(agents["echo"]["input_schema"])
+
+
+# schedules
+
+
+async def test_a_schedule_is_made_shown_listed_changed_and_deleted(wire: Wire) -> None:
+    body = {"cron": "0 0 1 1 *", "timezone": "Europe/Berlin", "agent": "echo", "input": {"text": "hi"}}
+    wire.post("/v1/schedules", body)
+    made = await wire.answer()
+    path = f"/v1/schedules/{made.json['id']}"
+    shown = await got(wire, path)
+    listed = await got(wire, "/v1/schedules?limit=100")
+    encoded = msgspec.json.encode(body | {"cron": "0 12 * * *"})
+    wire.send(f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(encoded)}\r\n\r\n".encode(), encoded)
+    changed = await wire.answer()
+    deleted = await got(wire, path, method="DELETE")
+
+    assert made.status == 201
+    assert shown.json == made.json
+    assert (made.json["input"], made.json["last_due_at"]) == ({"text": "hi"}, None)
+    assert datetime.fromisoformat(made.json["due_at"]) > datetime.now(UTC)
+    assert made.json["id"] in {one["id"] for one in listed.json["data"]}
+    assert (changed.status, changed.json["cron"]) == (200, "0 12 * * *")
+    assert deleted.json == {"id": made.json["id"], "object": "schedule.deleted", "deleted": True}
+    assert [(await got(wire, path, method=method)).status for method in ("GET", "DELETE")] == [404, 404]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"cron": "never"}, 400, "cron"),
+        ({"timezone": "Mars"}, 400, "timezone"),
+        ({"agent": "ecko"}, 404, None),
+        ({"input": {"text": 3}}, 400, "input.text"),
+        ({"run_at": "2030-01-01T00:00:00Z"}, 400, None),
+    ],
+)
+async def test_a_bad_schedule_is_refused_in_a_sentence(
+    wire: Wire, change: dict[str, Any], status: int, param: str | None
+) -> None:
+    wire.post("/v1/schedules", {"cron": "0 0 1 1 *", "agent": "echo"} | change)
+    answer = await wire.answer()
+
+    assert (answer.status, answer.json["error"].get("param")) == (status, param)
 
 
 # events

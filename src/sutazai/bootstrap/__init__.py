@@ -186,6 +186,8 @@ async def open_gateway(
             tasks=stores.tasks,
             submission=task_edge.submission,
             watch=task_edge.watch,
+            schedules=stores.schedules,
+            recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )

@@ -1,4 +1,4 @@
-"""The gateway's side of tasks: the way in, the watchers, and the webhooks."""
+"""The gateway's side of tasks: the way in, the watchers, the schedules, and the webhooks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sutazai.adapters.postgres.stores import Stores
 from sutazai.ports.agent import Agent
 from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
+from sutazai.tasks.recurring import Recurring
 from sutazai.tasks.submit import Submission
 from sutazai.tasks.watch import Watch
 from sutazai.tasks.webhooks import Webhooks
@@ -22,6 +23,7 @@ class TaskEdge:
 
     submission: Submission
     watch: Watch
+    recurring: Recurring
     webhook_secret: str
     loops: Sequence[Loop]
 
@@ -31,7 +33,12 @@ def make_task_edge(settings: Settings, stores: Stores, agents: Mapping[str, Agen
     secret = settings.webhooks.secret.reveal() if settings.webhooks.secret else ""
     submission = Submission(stores.tasks, agents, takes_webhooks=bool(secret))
     watch = Watch(stores.tasks)
-    loops: list[Loop] = [("submit tasks", submission.run), ("watch tasks", watch.run)]
+    recurring = Recurring(stores.schedules, submission)
+    loops: list[Loop] = [
+        ("submit tasks", submission.run),
+        ("watch tasks", watch.run),
+        ("submit what is due", recurring.run),
+    ]
     if secret and web is not None:
         loops.append(("tell webhooks", Webhooks(stores.webhooks, web, secret).run))
-    return TaskEdge(submission=submission, watch=watch, webhook_secret=secret, loops=loops)
+    return TaskEdge(submission=submission, watch=watch, recurring=recurring, webhook_secret=secret, loops=loops)

@@ -7,7 +7,7 @@ What is refused here was never kept. Once `submit` has returned, the task is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,6 +97,10 @@ class Submission:
         if draft.parent and await self._store.get(by.tenant, draft.parent) is None:
             raise BadRequest(f"`parent` named {draft.parent!r}, which is no task here.", where="parent")
         return await self._gathered.submit(draft)
+
+    async def repeat(self, draft: TaskDraft) -> Task:
+        """A draft that was made before, submitted as its agent is by now. Raises `UnknownAgent` where there is none."""
+        return await self._gathered.submit(replace(draft, queue=self.agent(draft.agent).queue))
 
     def draft(self, wanted: Wanted, by: Submitter) -> TaskDraft:
         """What is written for this wish. Raises as `submit` does, except where that takes the store."""

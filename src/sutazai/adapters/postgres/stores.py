@@ -14,6 +14,7 @@ from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
+from sutazai.adapters.postgres.schedules import PostgresScheduleStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
@@ -21,6 +22,7 @@ from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.sessions import SessionStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
@@ -41,6 +43,7 @@ class Stores:
     tasks: TaskStore
     queue: PostgresQueue
     webhooks: WebhookStore
+    schedules: ScheduleStore
 
 
 @asynccontextmanager
@@ -86,4 +89,5 @@ async def _connected(url: Secret, timeout_s: float) -> AsyncIterator[Stores]:
             tasks=PostgresTaskStore(database, max_length=MAX_LENGTH),
             queue=PostgresQueue(database),
             webhooks=PostgresWebhookStore(database),
+            schedules=PostgresScheduleStore(database),
         )
