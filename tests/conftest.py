@@ -27,6 +27,7 @@ from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_clus
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.ports.agent import Agent
+from sutazai.ports.web import Web
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
 
@@ -159,6 +160,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
             *nodes: FakeNode | NodeSettings,
             with_engine: bool = False,
             agents: Mapping[str, Agent] | None = None,
+            web: Web | None = None,
             **groups: Any,
         ) -> Gateway:
             usual: dict[str, Any] = {"discovery": Discovery(ollama=False), "logs": Logs(access=False)}
@@ -172,6 +174,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
                     environ={},
                     with_engine=with_engine,
                     agents=agents,
+                    web=web,
                 )
             )
 

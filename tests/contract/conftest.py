@@ -66,6 +66,8 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             tasks=no_tasks,
             queue=no_tasks,
             messages=no_tasks,
+            webhooks=no_tasks,
+            schedules=no_tasks,
         )
         return
     connection: Any = await asyncpg.connect(url)

@@ -1,4 +1,4 @@
-"""`sutazai tasks` and `dead-letters` as they are typed: processes of their own, over a real gateway."""
+"""`sutazai tasks`, `dead-letters` and `schedules` as they are typed: processes of their own, over a real gateway."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ async def failed(stores: Stores, task_id: str) -> None:
     await stores.tasks.change([Change(task=task_id, event=Failed(1, FailureReason.ERROR, "It broke."))])
 
 
+async def submitted(stores: Stores, key: str) -> str:
+    """The id of the task with this idempotency key, once it is there."""
+    async with asyncio.timeout(COMMAND_S):
+        while True:
+            for task in await stores.tasks.page("local", TaskFilter(), limit=20):
+                if task.draft.idempotency_key == key:
+                    return task.id
+            await asyncio.sleep(0.05)
+
+
 async def test_a_task_is_submitted_shown_listed_and_cancelled(shell: Shell) -> None:
     made = await shell.run("tasks", "submit", "echo", '{"text": "hi"}', "--priority", "low")
     task = made.out.strip()
@@ -134,13 +144,9 @@ async def test_tail_and_wait_follow_a_task_to_its_end(shell: Shell, stores: Stor
     await begun(stores, task)
     await stores.tasks.change([Change(task=task, event=Completed(1, '{"text": "hi"}'))])
     rest = [json.loads(line) for line in (await tail.communicate())[0].splitlines()]
-    async with asyncio.timeout(COMMAND_S):
-        while not (
-            found := await stores.tasks.page("local", TaskFilter(agent="anything", status=TaskStatus.PENDING), limit=1)
-        ):
-            await asyncio.sleep(0.05)
-    await begun(stores, found[0].id)
-    await stores.tasks.change([Change(task=found[0].id, event=Completed(1, "[8]"))])
+    waited = await submitted(stores, f"wait {task}")
+    await begun(stores, waited)
+    await stores.tasks.change([Change(task=waited, event=Completed(1, "[8]"))])
     out, _ = await waits.communicate()
 
     assert first["kind"] == "task.submitted"
@@ -176,3 +182,18 @@ async def test_dead_letters_are_listed_and_tried_again(shell: Shell, stores: Sto
     assert {task.status for task in await stores.tasks.several("local", tasks)} == {TaskStatus.PENDING}
     assert (again.code, again.err) == (1, f"{tasks[0]} is pending; only failed and cancelled tasks can be retried.\n")
     assert nothing.code == 1
+
+
+async def test_schedules_are_added_listed_and_deleted(shell: Shell) -> None:
+    added = await shell.run("schedules", "add", "0 0 1 1 *", "echo", '{"text": "hi"}', "--timezone", "Europe/Berlin")
+    schedule = added.out.strip()
+    listed = await shell.run("schedules", "list")
+    deleted = await shell.run("schedules", "delete", schedule)
+    again = await shell.run("schedules", "delete", schedule)
+    wrong = await shell.run("schedules", "add", "never", "echo")
+
+    assert "is due at" in added.err
+    assert any(line.startswith(schedule) and "Europe/Berlin" in line for line in listed.out.splitlines())
+    assert deleted == Done(0, f"{schedule} is deleted.\n", "")
+    assert (again.code, wrong.code) == (1, 1)
+    assert "five fields" in wrong.err

@@ -1,9 +1,9 @@
-"""`/v1/tasks` and `/v1/agents` through a real gateway on a real database."""
+"""`/v1/tasks`, `/v1/schedules` and `/v1/agents` through a real gateway on a real database."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from sutazai.adapters.postgres.stores import open_stores
 from sutazai.core.identity import Role, Scope
 from sutazai.core.task import Completed, Event, Failed, FailureReason, Progressed, Task
 from sutazai.ports.tasks import Change, Start
-from sutazai.settings.model import Auth, Database, Timeouts
+from sutazai.settings.model import Auth, Database, Timeouts, Webhooks
+from sutazai.settings.secret import Secret
 from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sutazai.adapters.postgres.stores import Stores
 
+WEBHOOKS = Webhooks(secret=Secret("a-secret-of-this-test"))
 NO_TASK = "task_" + "0" * 32
 
 
@@ -35,7 +37,7 @@ async def stores(data_dir: Path) -> AsyncIterator[Stores]:
 
 @pytest.fixture
 async def wire(gateways: StartGateway, dial: Dial) -> Wire:
-    return await dial((await gateways(agents=plain_agents())).port)
+    return await dial((await gateways(agents=plain_agents(), webhooks=WEBHOOKS)).port)
 
 
 async def posted(wire: Wire, *headers: str, **body: Any) -> Answered:
@@ -122,7 +124,7 @@ async def test_the_same_idempotency_key_gives_the_same_task(wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
-        ({"agent": "ecko"}, 404, "agent"),
+        ({"agent": "ecko"}, 404, None),
         ({"agent": "echo", "input": {"text": 3}}, 400, "input.text"),
         ({"agent": "echo", "input": "x" * (2**20 + 1)}, 413, "input"),
         ({"agent": "echo", "run_at": "tomorrow"}, 400, "run_at"),
@@ -158,6 +160,44 @@ async def test_a_task_waits_for_another_and_is_released_by_its_end(wire: Wire, s
 
     assert (before["status"], before["after"]) == ("waiting", [first])
     assert after["status"] == "pending"
+
+
+# webhooks
+
+
+class Mailbox:
+    """A web that keeps what is posted."""
+
+    def __init__(self) -> None:
+        self.got: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        assert headers["x-sutazai-signature"].startswith("t=")
+        self.got.put_nowait((url, msgspec.json.decode(body)))
+        return 200
+
+
+async def test_the_end_of_a_task_is_told_to_its_webhook(gateways: StartGateway, dial: Dial, stores: Stores) -> None:
+    mailbox = Mailbox()
+    wire = await dial((await gateways(agents=plain_agents(), webhooks=WEBHOOKS, web=mailbox)).port)
+    task_id = await submitted(wire, webhook="https://example.org/done")
+    await completed(stores, task_id)
+    async with asyncio.timeout(10):
+        url, told = await mailbox.got.get()
+        while told["data"]["id"] != task_id:  # of an earlier test
+            url, told = await mailbox.got.get()
+
+    assert (url, told["type"], told["data"]["result"]) == ("https://example.org/done", "task.completed", {"said": 1})
+
+
+async def test_without_a_secret_no_webhook_is_taken(gateways: StartGateway, dial: Dial, wire: Wire) -> None:
+    bare = await dial((await gateways(agents=plain_agents())).port)
+    refused = await posted(bare, webhook="https://example.org/done")
+    mine = await got(wire, "/v1/webhooks/secret")
+
+    assert (refused.status, refused.json["error"]["param"]) == (400, "webhook")
+    assert (await got(bare, "/v1/webhooks/secret")).status == 404
+    assert mine.json["secret"].startswith("whsec_")
 
 
 # lists, cancelling, retrying
@@ -282,6 +322,50 @@ async def test_agents_tell_what_they_take(wire: Wire) -> None:
     assert list(agents) == ["anything", "echo"]
     assert agents["echo"]["description"] == "Says it again."
     assert "text" in str(agents["echo"]["input_schema"])
+
+
+# schedules
+
+
+async def test_a_schedule_is_made_shown_listed_changed_and_deleted(wire: Wire) -> None:
+    body = {"cron": "0 0 1 1 *", "timezone": "Europe/Berlin", "agent": "echo", "input": {"text": "hi"}}
+    wire.post("/v1/schedules", body)
+    made = await wire.answer()
+    path = f"/v1/schedules/{made.json['id']}"
+    shown = await got(wire, path)
+    listed = await got(wire, "/v1/schedules?limit=100")
+    encoded = msgspec.json.encode(body | {"cron": "0 12 * * *"})
+    wire.send(f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(encoded)}\r\n\r\n".encode(), encoded)
+    changed = await wire.answer()
+    deleted = await got(wire, path, method="DELETE")
+
+    assert made.status == 201
+    assert shown.json == made.json
+    assert (made.json["input"], made.json["last_due_at"]) == ({"text": "hi"}, None)
+    assert datetime.fromisoformat(made.json["due_at"]) > datetime.now(UTC)
+    assert made.json["id"] in {one["id"] for one in listed.json["data"]}
+    assert (changed.status, changed.json["cron"]) == (200, "0 12 * * *")
+    assert deleted.json == {"id": made.json["id"], "object": "schedule.deleted", "deleted": True}
+    assert [(await got(wire, path, method=method)).status for method in ("GET", "DELETE")] == [404, 404]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"cron": "never"}, 400, "cron"),
+        ({"timezone": "Mars"}, 400, "timezone"),
+        ({"agent": "ecko"}, 404, None),
+        ({"input": {"text": 3}}, 400, "input.text"),
+        ({"run_at": "2030-01-01T00:00:00Z"}, 400, None),
+    ],
+)
+async def test_a_bad_schedule_is_refused_in_a_sentence(
+    wire: Wire, change: dict[str, Any], status: int, param: str | None
+) -> None:
+    wire.post("/v1/schedules", {"cron": "0 0 1 1 *", "agent": "echo"} | change)
+    answer = await wire.answer()
+
+    assert (answer.status, answer.json["error"].get("param")) == (status, param)
 
 
 # events

@@ -42,7 +42,7 @@ FOR_PROBES = {"/healthz", "/readyz"}
 FOR_ALL = FOR_PROBES | {"/openapi.json"} | {route.path for route in public.routes()}
 FOR_ANY_KEY = FOR_ALL | {"/metrics", "/api/version"}
 """Addresses that tell the same to everybody and ask no model."""
-FOR_TASKS = ("/v1/tasks", "/v1/agents", "/v1/schedules")
+FOR_TASKS = ("/v1/tasks", "/v1/agents", "/v1/webhooks", "/v1/schedules")
 METHODS = ("get", "post", "put", "patch", "delete")
 QUIET_S = 10.0
 

@@ -185,6 +185,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("ModelSettings", "fallback"): CHAINS,
     ("Auto", "rules"): st.deferred(lambda: st.lists(groups(model.AutoRule), max_size=2).map(tuple)),
     ("Redis", "url"): st.none(),
+    ("Webhooks", "secret"): st.none(),
     ("Redis", "prefix"): st.from_regex(r"[a-z.]{1,9}", fullmatch=True),
     ("Rabbitmq", "url"): st.none(),
     ("Rabbitmq", "prefix"): st.from_regex(r"[a-z.]{0,9}", fullmatch=True),

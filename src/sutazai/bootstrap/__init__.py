@@ -41,7 +41,8 @@ from sutazai.bootstrap.rules import (
     sources,
     stage_rules,
 )
-from sutazai.bootstrap.tasks import begin_queue, installed_agents, make_worker
+from sutazai.bootstrap.task_edge import make_task_edge
+from sutazai.bootstrap.tasks import begin_queue, installed_agents, make_worker, way_to_the_web
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
@@ -65,10 +66,9 @@ from sutazai.ports.cache import Forgotten
 from sutazai.ports.keys import UsageRow
 from sutazai.ports.limits import Spent
 from sutazai.ports.nodes import NodeClient
+from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
-from sutazai.tasks.submit import Submission
-from sutazai.tasks.watch import Watch
 from sutazai.tasks.worker import Worker
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
@@ -113,6 +113,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
     environ: Mapping[str, str],
     with_engine: bool,
     agents: Mapping[str, Agent] | None = None,
+    web: Web | None = None,
     with_worker: bool = False,
 ) -> AsyncIterator[Gateway]:
     """
@@ -121,6 +122,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
     Args:
         with_engine: run the embedded engine as the settings say (`sutazai up`).
         agents: those that tasks may be for, by name; None = all that are installed.
+        web: the way to the addresses of webhooks; None = as `[web]` says.
         with_worker: also do the tasks (`sutazai up`).
 
     Raises `SettingsError`, `StoreUnavailable`, `Forbidden` (no key for an open address) or `OSError` (address taken).
@@ -132,8 +134,10 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         stores = await stack.enter_async_context(
             open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
         )
+        if web is None:
+            web = await stack.enter_async_context(way_to_the_web(settings.web))
         if agents is None:
-            agents = await stack.enter_async_context(installed_agents(settings))
+            agents = installed_agents(settings.agents, web)
         gatekeeper = await open_door(settings, stores)
         metrics = Metrics()
         ledger = Ledger(stores.usage, wall_s=time.time)
@@ -164,8 +168,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             wall=lambda: datetime.now(UTC),
         )
 
-        submission = Submission(stores.tasks, agents)
-        task_watch = Watch(stores.tasks)
+        task_edge = make_task_edge(settings, stores, agents, web)
 
         def is_ready() -> tuple[bool, str]:
             if server.unready:
@@ -192,8 +195,11 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             choice=pipeline.typed.choice,
             sessions=sessions,
             tasks=stores.tasks,
-            submission=submission,
-            watch=task_watch,
+            submission=task_edge.submission,
+            watch=task_edge.watch,
+            schedules=stores.schedules,
+            recurring=task_edge.recurring,
+            webhook_secret=task_edge.webhook_secret,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -226,8 +232,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             ("sweep those who wait", admitted.run),
             ("renew limits", pipeline.limited.run),
             ("sweep sessions", sessions.run),
-            ("submit tasks", submission.run),
-            ("watch tasks", task_watch.run),
+            *task_edge.loops,
             ("sweep connections", server.run),
             ("keep membership", membership.run),
             ("watch settings", watch.run),

@@ -7,7 +7,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from sutazai.agents import builtin, tools_with, with_entry_points
 from sutazai.core.errors import SettingsError
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
 from sutazai.ports.queue import Queue
+from sutazai.ports.web import Web
+from sutazai.settings.model import Agents as AgentSettings
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
+from sutazai.settings.model import Web as WebSettings
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.sweep import sweep
@@ -31,17 +34,19 @@ Begin = Callable[[Callable[[], Awaitable[None]], str], None]
 """Starts a named piece of background work."""
 
 
-@asynccontextmanager
-async def installed_agents(settings: Settings) -> AsyncIterator[Mapping[str, Agent]]:
-    """Those that ship with SutazAI and those of installed packages, by name; their tools work while this is open."""
-    rules, agents = settings.web, settings.agents
-    async with open_web(allowed=rules.allowed, limit_s=rules.timeout_s, max_bytes=rules.max_page_bytes) as web:
-        tools = tools_with(
-            web=web if agents.http_get else None,
-            folder=Path(agents.files_dir) if agents.files_dir else None,
-        )
-        registry = with_entry_points(builtin(tools))
-        yield {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
+def way_to_the_web(settings: WebSettings) -> AbstractAsyncContextManager[Web]:
+    """Requests to public addresses, and to those that the settings allow."""
+    return open_web(allowed=settings.allowed, limit_s=settings.timeout_s, max_bytes=settings.max_page_bytes)
+
+
+def installed_agents(settings: AgentSettings, web: Web) -> Mapping[str, Agent]:
+    """Those that ship with SutazAI and those of installed packages, by name."""
+    tools = tools_with(
+        web=web if settings.http_get else None,
+        folder=Path(settings.files_dir) if settings.files_dir else None,
+    )
+    registry = with_entry_points(builtin(tools))
+    return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
 async def begin_queue(
@@ -96,7 +101,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         stores = await stack.enter_async_context(
             open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
         )
-        agents = await stack.enter_async_context(installed_agents(settings))
+        agents = installed_agents(settings.agents, await stack.enter_async_context(way_to_the_web(settings.web)))
         key = settings.tasks.gateway_key
         models = await stack.enter_async_context(open_models(gateway_url, key=None if key is None else key.reveal()))
         tasks: list[asyncio.Task[None]] = []

@@ -55,6 +55,11 @@ app.command(
     help="Show tasks that were given up, and try them again.\n\nExample: `sutazai dead-letters list`",
 )
 app.command(
+    "sutazai.cli.schedules:app",
+    name="schedules",
+    help="Submit tasks again and again.\n\nExample: `sutazai schedules list`",
+)
+app.command(
     "sutazai.cli.route:app",
     name="route",
     help="Say which model a question would go to, and why.\n\nExample: `sutazai route explain 'Who wrote Emma?'`",

@@ -108,7 +108,7 @@ def submit(
     async def work(client: GatewayClient) -> int:
         given = {
             "agent": agent,
-            "input": _input(sys.stdin.read() if input == "-" else input),
+            "input": json_input(input),
             "priority": priority,
             "run_at": run_at,
             "deadline": deadline,
@@ -335,9 +335,10 @@ async def _waited(client: GatewayClient, task: str, *, json: bool) -> int:
     return 0 if ended.status == "completed" else REFUSED
 
 
-def _input(text: str) -> msgspec.Raw:
-    """JSON as it is. Raises `BadRequest` for what is none."""
+def json_input(given: str) -> msgspec.Raw:
+    """JSON as it is, or for `-` what standard input holds. Raises `BadRequest` for what is none."""
     try:
+        text = sys.stdin.read() if given == "-" else given
         msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise BadRequest(

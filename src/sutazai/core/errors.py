@@ -4,12 +4,12 @@ Everything that can go wrong, as one tree.
 SutazaiError
 ├── BadRequest             the client's request was not understood
 │   ├── UnknownModel       no node has the model that was asked for
-│   ├── UnknownAgent       no agent has this name
 │   ├── WrongMethod        the address does not answer to this method
 │   └── TooLarge           a body, head or batch was over its limit
 ├── Unauthorized           no key, or one that is not known
 ├── Forbidden              the key or the origin may not do this
 ├── NotFound               nothing lives at this address
+│   └── UnknownAgent       no agent of that name is registered
 ├── Conflict               somebody else changed the same thing meanwhile
 ├── Overloaded             the pool had no room; try again later
 ├── RateLimited            the key or its tenant took more than it may
@@ -66,16 +66,6 @@ class UnknownModel(BadRequest):
         self.nearest = tuple(nearest)
 
 
-class UnknownAgent(BadRequest):
-    """No agent has this name."""
-
-    def __init__(self, agent: str, nearest: Sequence[str]) -> None:
-        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " `GET /v1/agents` lists what is there."
-        super().__init__(f"No agent is named {agent[:200]!r}.{hint}", where="agent")
-        self.agent = agent
-        self.nearest = tuple(nearest)
-
-
 class WrongMethod(BadRequest):
     """The address does not answer to this method."""
 
@@ -109,6 +99,16 @@ class Overloaded(SutazaiError):
         self.retry_after_s = retry_after_s
         self.extra = extra
         """Header lines that tell how the line stands, each with its line end."""
+
+
+class UnknownAgent(NotFound):
+    """No agent of that name is registered."""
+
+    def __init__(self, name: str, nearest: Sequence[str]) -> None:
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else " `GET /v1/agents` lists those that are."
+        super().__init__(f"No agent {name[:200]!r} was registered.{hint}")
+        self.name = name
+        self.nearest = tuple(nearest)
 
 
 class Conflict(SutazaiError):

@@ -17,6 +17,7 @@ from sutazai.edge import (
     openai,
     openapi,
     public,
+    schedules,
     sessions,
     tasks,
 )
@@ -36,6 +37,7 @@ def build(pool: Pool) -> Router:
             *openai.routes(pool),
             *sessions.routes(pool),
             *tasks.routes(pool),
+            *schedules.routes(pool),
             *ollama.routes(pool),
             *admin.routes(pool),
             *admin_keys.routes(pool),

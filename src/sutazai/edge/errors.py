@@ -11,7 +11,6 @@ from sutazai.dialects.errors import error_body
 
 STATUSES: dict[type[errors.SutazaiError], tuple[int, str]] = {
     errors.UnknownModel: (404, "not_found_error"),
-    errors.UnknownAgent: (404, "not_found_error"),
     errors.WrongMethod: (405, "invalid_request_error"),
     errors.TooLarge: (413, "invalid_request_error"),
     errors.BadRequest: (400, "invalid_request_error"),

@@ -1,8 +1,8 @@
-"""The description of `/v1/tasks` and `/v1/agents`."""
+"""The description of `/v1/tasks`, `/v1/schedules` and `/v1/agents`."""
 
 from __future__ import annotations
 
-from sutazai.edge.openapi_words import ANYTHING, PRIORITY, Schema, at, body, created, get, in_path, in_query
+from sutazai.edge.openapi_words import ANYTHING, PRIORITY, Schema, at, body, created, get, in_path, in_query, json_body
 from sutazai.tasks.submit import MAX_AFTER, MAX_ATTEMPTS, MAX_BUDGET_TOKENS, MAX_TIME_LIMIT_S
 
 STATUS: Schema = {"enum": ["pending", "waiting", "processing", "completed", "failed", "cancelled"]}
@@ -34,6 +34,17 @@ TASK: Schema = body(
     status=STATUS,
     version={"type": "integer"},
 )
+_TASK_FIELDS = TASK_BODY["properties"]
+SCHEDULE_BODY: Schema = body(
+    ["cron", "agent"],
+    cron={"type": "string", "maxLength": 200, "examples": ["0 0 1 1 *"]},
+    timezone={"type": "string", "maxLength": 64, "examples": ["UTC"]},
+    **{
+        name: _TASK_FIELDS[name]
+        for name in ("agent", "input", "priority", "webhook", "max_attempts", "time_limit_s", "budget_tokens")
+    },
+)
+SCHEDULE: Schema = body(["id", "object", "cron", "timezone", "agent", "due_at"], id={"type": "string"})
 AGENT: Schema = body(
     ["name", "description", "input_schema", "output_schema"],
     input_schema={"type": ["object", "boolean"]},
@@ -68,11 +79,31 @@ def task_paths() -> Schema:
         f"{ONE}/retry": {"post": at("task_id", _accepted(get("retry_task", TASK), "200"))},
         f"{ONE}/events": {"get": _events()},
         "/v1/agents": {"get": agents},
+        "/v1/webhooks/secret": {"get": get("webhook_secret", body(["object", "secret"], secret={"type": "string"}))},
     }
+    paths |= _schedule_paths()
     for operations in paths.values():
         for operation in operations.values():
             operation["tags"] = ["tasks"]
     return paths
+
+
+def _schedule_paths() -> Schema:
+    listed = get("schedules", body(["object", "data", "has_more"], data={"type": "array", "items": SCHEDULE}))
+    listed["parameters"] = [
+        in_query("limit", {"type": "integer", "minimum": 1, "maximum": 100}),
+        in_query("after", {"type": "string"}),
+    ]
+    replaced = get("replace_schedule", SCHEDULE) | {"requestBody": json_body(SCHEDULE_BODY)}
+    deleted = get("delete_schedule", body(["id", "deleted"], deleted={"const": True}))
+    return {
+        "/v1/schedules": {"get": listed, "post": created("add_schedule", SCHEDULE, SCHEDULE_BODY)},
+        "/v1/schedules/{schedule_id}": {
+            "get": at("schedule_id", get("schedule", SCHEDULE)),
+            "put": at("schedule_id", replaced),
+            "delete": at("schedule_id", deleted),
+        },
+    }
 
 
 def _accepted(operation: Schema, status: str) -> Schema:

@@ -18,8 +18,10 @@ from sutazai.gateway.sessions import Sessions
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
+from sutazai.tasks.recurring import Recurring
 from sutazai.tasks.submit import Submission
 from sutazai.tasks.watch import Watch
 from sutazai.telemetry.metrics import Metrics
@@ -50,6 +52,10 @@ class Pool:
     tasks: TaskStore
     submission: Submission
     watch: Watch
+    schedules: ScheduleStore
+    recurring: Recurring
+    webhook_secret: str
+    """What the secrets of tenants are derived from; empty where webhooks are not told."""
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

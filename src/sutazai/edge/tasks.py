@@ -19,6 +19,7 @@ from sutazai.edge.task_shapes import TaskBody, told_briefly, told_task
 from sutazai.ports.agent import Agent
 from sutazai.ports.tasks import TaskFilter
 from sutazai.tasks.submit import Submitter
+from sutazai.tasks.webhooks import tenant_secret
 
 USUAL_PAGE = 20
 LARGEST_PAGE = 100
@@ -74,6 +75,13 @@ def routes(pool: Pool) -> list[Address]:
         task_id = http.path_params["task_id"]
         return _there(await store.get(submitter(http).tenant, task_id), task_id)
 
+    async def secret(http: HttpRequest) -> Response:
+        tenant = submitter(http).tenant
+        if not pool.webhook_secret:
+            raise NotFound("No webhooks are told here: `webhooks.secret` was not set. Set it in the settings.")
+        told = {"object": "webhook.secret", "secret": tenant_secret(pool.webhook_secret, tenant)}
+        return json_reply(told)
+
     async def agents(http: HttpRequest) -> Response:
         submitter(http)
         if not described:
@@ -87,6 +95,7 @@ def routes(pool: Pool) -> list[Address]:
         Address("/v1/tasks/{task_id}/retry", retry, methods=["POST"]),
         Address("/v1/tasks/{task_id}/events", events),
         Address("/v1/agents", agents),
+        Address("/v1/webhooks/secret", secret),
     ]
 
 

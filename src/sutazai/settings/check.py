@@ -31,6 +31,7 @@ Mistake = tuple[Spot, str]
 
 YEAR_S = 31_536_000.0
 MAX_MODEL_CHARACTERS = 256
+MIN_SECRET_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _auto(group)
         case model.AutoRule(contains=""):
             yield ("contains",), "was empty, and every question holds that; give a word"
+        case model.Webhooks(secret=Secret() as secret):
+            yield from _webhook_secret(secret)
         case model.Redis():
             yield from _redis(group)
         case model.Rabbitmq():
@@ -343,6 +346,16 @@ def _web(web: model.Web) -> Iterator[Mistake]:
             Guard((one,))
         except ValueError:
             yield ("allowed", index), "was no name, address or network; give one such as hooks.example or 10.1.0.0/16"
+
+
+def _webhook_secret(secret: Secret) -> Iterator[Mistake]:
+    if (wrong := _unusable(secret)) is not None:
+        yield ("secret",), wrong
+    elif len(secret.reveal()) < MIN_SECRET_CHARACTERS:
+        yield (
+            ("secret",),
+            f"was shorter than {MIN_SECRET_CHARACTERS} characters; give what `openssl rand -hex 32` prints",
+        )
 
 
 def _unusable(secret: Secret) -> str | None:

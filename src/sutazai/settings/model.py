@@ -580,6 +580,14 @@ class Engine(Group, frozen=True):
     """Restart the engine, when it is idle, past this much memory. 0: the model's size and 2 GiB."""
 
 
+class Webhooks(Group, frozen=True):
+    """Telling the ends of tasks to the addresses that clients left."""
+
+    secret: Secret | None = None
+    """What the secret of each tenant is derived from, at least 16 characters; the same in all gateways. Left out, tasks
+    with a webhook are refused."""
+
+
 class Logs(Group, frozen=True):
     """What is written to standard error."""
 
@@ -620,4 +628,5 @@ class Settings(Group, frozen=True):
     retry: Retry = Retry()
     timeouts: Timeouts = Timeouts()
     engine: Engine = Engine()
+    webhooks: Webhooks = Webhooks()
     logs: Logs = Logs()

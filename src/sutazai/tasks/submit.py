@@ -7,7 +7,7 @@ What is refused here was never kept. Once `submit` has returned, the task is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,10 +76,12 @@ class Submission:
         store: TaskStore,
         agents: Mapping[str, Agent],
         *,
+        takes_webhooks: bool = True,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._gathered = Gathered(store)
+        self._takes_webhooks = takes_webhooks
         self._wall = wall
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
         self.agents = agents
@@ -95,6 +97,10 @@ class Submission:
         if draft.parent and await self._store.get(by.tenant, draft.parent) is None:
             raise BadRequest(f"`parent` named {draft.parent!r}, which is no task here.", where="parent")
         return await self._gathered.submit(draft)
+
+    async def repeat(self, draft: TaskDraft) -> Task:
+        """A draft that was made before, submitted as its agent is by now. Raises `UnknownAgent` where there is none."""
+        return await self._gathered.submit(replace(draft, queue=self.agent(draft.agent).queue))
 
     def draft(self, wanted: Wanted, by: Submitter) -> TaskDraft:
         """What is written for this wish. Raises as `submit` does, except where that takes the store."""
@@ -118,7 +124,7 @@ class Submission:
             time_limit_s=_bounded(
                 "time_limit_s", wanted.time_limit_s, 0.001, MAX_TIME_LIMIT_S, default=agent.time_limit_s
             ),
-            webhook=_webhook(wanted.webhook),
+            webhook=self._webhook(wanted.webhook),
             budget_tokens=None
             if wanted.budget_tokens is None
             else int(_bounded("budget_tokens", wanted.budget_tokens, 1, MAX_BUDGET_TOKENS, default=0)),
@@ -144,6 +150,15 @@ class Submission:
             decoder = self._decoders[agent.name] = msgspec.json.Decoder(agent.input_type)
         decoded(decoder, given, under="input")
         return given.decode()
+
+    def _webhook(self, url: str) -> str:
+        if url and not self._takes_webhooks:
+            raise BadRequest(
+                "No webhook was kept: `webhooks.secret` is not set, so nothing could be signed. Set it, or leave the "
+                "webhook out and follow the events of the task.",
+                where="webhook",
+            )
+        return _address(url)
 
     def _times(self, wanted: Wanted) -> tuple[datetime | None, datetime | None]:
         now = self._wall()
@@ -181,7 +196,7 @@ def _ids(name: str, ids: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _webhook(url: str) -> str:
+def _address(url: str) -> str:
     """The address as it is; whether it may be asked is decided when it is asked, by what its name means then."""
     if not url:
         return ""

@@ -16,17 +16,21 @@ from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
 from sutazai.adapters.postgres.replay import PostgresReplayStore
+from sutazai.adapters.postgres.schedules import PostgresScheduleStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
+from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.replay import ReplayStore
+from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.sessions import SessionStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
+from sutazai.ports.webhooks import WebhookStore
 from sutazai.settings.model import Database as DatabaseSettings
 from sutazai.settings.secret import Secret
 
@@ -43,6 +47,8 @@ class Stores:
     tasks: TaskStore
     queue: PostgresQueue
     messages: MessageStore
+    webhooks: WebhookStore
+    schedules: ScheduleStore
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
 
@@ -93,6 +99,8 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
             queue=PostgresQueue(database, max_length=max_length),
             messages=PostgresMessageStore(database),
             replay=PostgresReplayStore(database),
+            webhooks=PostgresWebhookStore(database),
+            schedules=PostgresScheduleStore(database),
         )
 
 

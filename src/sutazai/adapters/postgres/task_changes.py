@@ -113,8 +113,22 @@ class TaskChanges:
             [(_word(task), task.run_at) for task in pending],
             now=self._now,
         )
+        await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
         told = ",".join(uuid_of(task_id).hex for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
         await self._connection.execute(self._sql["tell_tasks"], told)
+
+    async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
+        """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
+        ended = [task for task in tasks if task.status.is_end and task.draft.webhook]
+        if ended:
+            await self._connection.execute(
+                self._sql["add_webhooks"],
+                [uuid_of(task.id) for task in ended],
+                [task.version for task in ended],
+                [task.created_at for task in ended],
+                [task.status.value for task in ended],
+            )
+            await self._connection.execute(self._sql["tell_webhooks"])
 
     def _touched(self) -> Sequence[Task]:
         return [*self._new.values(), *self._changed.values()]
