@@ -185,6 +185,8 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Redis", "url"): st.none(),
     ("Redis", "prefix"): st.from_regex(r"[a-z.]{1,9}", fullmatch=True),
     ("Rabbitmq", "url"): st.none(),
+    ("Objects", "url"): st.sampled_from(["", "/srv/objects", "s3://bucket", "s3://bucket/some/prefix"]),
+    ("Objects", "endpoint"): st.sampled_from(["", "http://minio:9000"]),
     ("Rabbitmq", "prefix"): st.from_regex(r"[a-z.]{0,9}", fullmatch=True),
     ("NodeSettings", "url"): HOSTS.map("http://{}:11434".format),
     ("NodeSettings", "name"): st.from_regex(r"[!-~]{1,9}", fullmatch=True),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from sutazai.settings import model
+from sutazai.settings.check_services import Mistake, mistakes_in_service, unusable
 from sutazai.settings.places import Spot
 from sutazai.settings.secret import Secret
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     import msgspec
 
-Mistake = tuple[Spot, str]
-"""Where inside the group, and `was ...; give ...`."""
 
 YEAR_S = 31_536_000.0
 MAX_MODEL_CHARACTERS = 256
@@ -104,6 +103,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "stale_if_error_s": PAUSE_S,
     },
     model.Redis: {"timeout_s": LIMIT_S},
+    model.Objects: {"timeout_s": LIMIT_S, "max_object_bytes": SIZE},
     model.Rabbitmq: {
         "publishers": Range(1, 1000),
         "consumers": Range(1, 1000),
@@ -193,10 +193,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _auto(group)
         case model.AutoRule(contains=""):
             yield ("contains",), "was empty, and every question holds that; give a word"
-        case model.Redis():
-            yield from _redis(group)
-        case model.Rabbitmq():
-            yield from _rabbitmq(group)
+        case model.Redis() | model.Rabbitmq() | model.Objects():
+            yield from mistakes_in_service(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -282,7 +280,7 @@ def _server(server: model.Server) -> Iterator[Mistake]:
 
 
 def _database_url(url: Secret) -> Iterator[Mistake]:
-    if (wrong := _unusable(url)) is not None:
+    if (wrong := unusable(url)) is not None:
         yield ("url",), wrong
         return
     try:
@@ -296,39 +294,8 @@ def _database_url(url: Secret) -> Iterator[Mistake]:
         )
 
 
-def _redis(redis: model.Redis) -> Iterator[Mistake]:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", redis.prefix):
-        yield ("prefix",), "was not 1 to 64 letters, digits and . _ -; give a plain word"
-    if redis.url is None:
-        return
-    if (wrong := _unusable(redis.url)) is not None:
-        yield ("url",), wrong
-    elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
-        yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
-
-
-def _rabbitmq(rabbitmq: model.Rabbitmq) -> Iterator[Mistake]:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", rabbitmq.prefix):
-        yield ("prefix",), "was not at most 64 letters, digits and . _ -; give a plain word, or nothing"
-    if rabbitmq.url is None:
-        return
-    if (wrong := _unusable(rabbitmq.url)) is not None:
-        yield ("url",), wrong
-    elif not re.match(r"amqps?://[^/]", rabbitmq.url.reveal()):
-        yield ("url",), "was no RabbitMQ address; give one such as amqp://user:password@host:5672 (its value is hidden)"
-
-
-def _unusable(secret: Secret) -> str | None:
-    text = secret.reveal()
-    if text == Secret.HIDDEN:
-        return f"was {Secret.HIDDEN}, which stands for what `config show` hides; give the value itself"
-    if not re.fullmatch(r"[!-~]+", text):
-        return "was not all ASCII without spaces, or empty; correct it (its value is hidden)"
-    return None
-
-
 def _api_key(key: Secret | None) -> Iterator[Mistake]:
-    if key is not None and (wrong := _unusable(key)) is not None:
+    if key is not None and (wrong := unusable(key)) is not None:
         yield ("api_key",), wrong
 
 
