@@ -17,6 +17,7 @@ from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
+from sutazai.testing.files import MemoryFiles
 from sutazai.testing.keys import MemoryStore
 from sutazai.testing.sessions import MemorySessions
 
@@ -55,6 +56,7 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             tasks=no_tasks,
             queue=no_tasks,
             messages=no_tasks,
+            files=MemoryFiles(),
         )
         return
     connection: Any = await asyncpg.connect(url)

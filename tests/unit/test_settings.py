@@ -430,6 +430,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_HEDGING_EMBEDDINGS": "true",
         "SUTAZAI_REDIS_URL": "redis://a",
         "SUTAZAI_RABBITMQ_URL": "amqp://a",
+        "SUTAZAI_OBJECTS_ENDPOINT": "http://a",
     }.get(name, endings.get(name[-6:], other_value(shape)))
 
     settings = parse("", {name: text})

@@ -187,6 +187,8 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Rabbitmq", "url"): st.none(),
     ("Objects", "url"): st.sampled_from(["", "/srv/objects", "s3://bucket", "s3://bucket/some/prefix"]),
     ("Objects", "endpoint"): st.sampled_from(["", "http://minio:9000"]),
+    ("Objects", "access_key_id"): st.none(),
+    ("Objects", "secret_access_key"): st.none(),
     ("Rabbitmq", "prefix"): st.from_regex(r"[a-z.]{0,9}", fullmatch=True),
     ("NodeSettings", "url"): HOSTS.map("http://{}:11434".format),
     ("NodeSettings", "name"): st.from_regex(r"[!-~]{1,9}", fullmatch=True),

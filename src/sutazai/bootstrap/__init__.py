@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from sutazai.adapters.http.resolve import resolve
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.ollama import OllamaNode
 from sutazai.adapters.openai import OpenAINode
 from sutazai.adapters.postgres.stores import Stores, open_stores
@@ -185,6 +186,8 @@ async def open_gateway(
             tasks=stores.tasks,
             submission=submission,
             watch=task_watch,
+            files=stores.files,
+            objects=await asyncio.to_thread(open_objects, settings.objects, data_dir),
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(

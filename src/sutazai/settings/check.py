@@ -18,7 +18,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from sutazai.settings import model
 from sutazai.settings.check_services import Mistake, mistakes_in_service, unusable
-from sutazai.settings.places import Spot
 from sutazai.settings.secret import Secret
 
 if TYPE_CHECKING:

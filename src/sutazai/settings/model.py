@@ -364,24 +364,17 @@ class Objects(Group, frozen=True):
     """Where files and the results of batches are kept."""
 
     url: str = ""
-    """A folder, or `s3://bucket/prefix`. Empty: the folder `objects` below `database.data_dir`, which several gateways
-    can share only on a file system that they share."""
-
+    """A folder, or `s3://bucket/prefix`. Empty: `objects` below `database.data_dir`. Gateways must share it."""
     endpoint: str = ""
-    """Address of a server with the API of S3, such as `http://minio:9000`. Empty: Amazon's of the region."""
-
+    """Of a server with the API of S3, such as `http://minio:9000`. Empty: Amazon's."""
     access_key_id: Secret | None = None
-    """For the bucket; with it goes `secret_access_key`. Left out, the machine's own role or environment is used."""
-
+    """For the bucket, with `secret_access_key`. Left out, the machine's own role is used."""
     secret_access_key: Secret | None = None
     """The secret of `access_key_id`."""
-
     region: str = "us-east-1"
     """Of the bucket."""
-
     timeout_s: float = 30.0
     """Bound on one call, or on one part of what is read in parts."""
-
     max_object_bytes: int = 256 * MIB
     """One object; larger ones are refused."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 MARK = "-- name: "
-FILES = ("statements.sql", "statements_sessions.sql", "statements_tasks.sql")
+FILES = ("statements.sql", "statements_sessions.sql", "statements_tasks.sql", "statements_files.sql")
 
 
 def parse(text: str) -> Mapping[str, str]:

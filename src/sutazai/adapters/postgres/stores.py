@@ -12,6 +12,7 @@ from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
+from sutazai.adapters.postgres.files import PostgresFileStore
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
@@ -20,6 +21,7 @@ from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.ports.audit import AuditLog
+from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.sessions import SessionStore
@@ -41,6 +43,7 @@ class Stores:
     tasks: TaskStore
     queue: PostgresQueue
     messages: MessageStore
+    files: FileStore
 
 
 @asynccontextmanager
@@ -88,4 +91,5 @@ async def _connected(url: Secret, timeout_s: float, max_length: int) -> AsyncIte
             tasks=PostgresTaskStore(database, max_length=max_length),
             queue=PostgresQueue(database, max_length=max_length),
             messages=PostgresMessageStore(database),
+            files=PostgresFileStore(database),
         )
