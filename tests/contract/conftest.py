@@ -19,6 +19,7 @@ from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
+from sutazai.testing.files import MemoryFiles
 from sutazai.testing.keys import MemoryStore
 from sutazai.testing.sessions import MemorySessions
 
@@ -68,6 +69,7 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             messages=no_tasks,
             webhooks=no_tasks,
             schedules=no_tasks,
+            files=MemoryFiles(),
         )
         return
     connection: Any = await asyncpg.connect(url)

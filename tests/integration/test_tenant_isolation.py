@@ -69,8 +69,9 @@ class Operation:
                 query.append(f"{parameter['name']}={text}")
         body = b""
         if "requestBody" in self.described:
-            schema = self.described["requestBody"]["content"]["application/json"]["schema"]
-            body = msgspec.json.encode(sample(schema, word))
+            ((kind, content),) = self.described["requestBody"]["content"].items()
+            value = sample(content["schema"], word)
+            body = msgspec.json.encode(value) if kind == "application/json" else form(value, word)
         return raw(self.method, path + ("?" + "&".join(query) if query else ""), body, word, key)
 
 
@@ -85,10 +86,20 @@ OPERATIONS = list(operations())
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
 
 
+def form(value: object, word: str) -> bytes:
+    """The same as a form, with the word as the name of every file."""
+    parts = [
+        f'--b0\r\nContent-Disposition: form-data; name="{name}"; filename="{word}"\r\n\r\n{text}\r\n'
+        for name, text in cast("dict[str, str]", value).items()
+    ]
+    return "".join([*parts, "--b0--\r\n"]).encode()
+
+
 def raw(method: str, path: str, body: bytes, word: str, key: str) -> bytes:
     """Bytes of a request whose headers claim to belong to whatever the word names."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"Authorization: Bearer {key}"] if key else []
+    lines += ["Content-Type: multipart/form-data; boundary=b0"] if body.startswith(b"--b0") else []
     lines += [f"{name}: {word}" for name in ("x-sutazai-session", "x-request-id", "x-sutazai-tenant", "x-tenant-id")]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -129,6 +140,8 @@ class Place:
     """The id of A's session."""
     task: str
     """The id of A's task."""
+    file: str
+    """The id of A's file."""
     under_way: str
     """The id of A's request that a node works on."""
     canaries: dict[str, str]
@@ -173,7 +186,7 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
     gateway = await gateways(
         NodeSettings(url=node.url, kind=node.kind.value, slots=64), auth=Auth(required=True), agents=plain_agents()
     )
-    found = Place(gateway.port, admin, owner, "", "", "", {}, {}, dial)
+    found = Place(gateway.port, admin, owner, "", "", "", "", {}, {}, dial)
 
     node.script.extend([Answer(tokens=("canary-", "answer")), Answer(tokens=("canary-", "answer"))])
     draft = {"model": "llama3", "system": "canary-system", "metadata": {"canary-meta": "canary-value"}}
@@ -183,6 +196,9 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
     await found.ask("POST", "/v1/chat/completions", QUESTION, key=owner)
     errand = {"agent": "echo", "input": {"text": "canary-input"}, "idempotency_key": "canary-once"}
     found.task = (await found.ask("POST", "/v1/tasks", errand, key=owner))["id"]
+    upload = form({"purpose": "batch", "file": "canary-content"}, "canary-file")
+    _, answer = await found.said(raw("POST", "/v1/files", upload, "own", owner))
+    found.file = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["id"]
     node.script.append(Fault.stall_before_head())
     before, asking = len(node.inferences), await dial(gateway.port)
     asking.post("/v1/chat/completions", SECRET_PROMPT, f"Authorization: Bearer {owner}")
@@ -205,6 +221,9 @@ async def place(gateways: StartGateway, fake_nodes: StartNode, dial: Dial, store
         "task id": found.task,
         "task's input": "canary-input",
         "task's key": "canary-once",
+        "file id": found.file,
+        "file's name": "canary-file",
+        "file's content": "canary-content",
         "turn": "canary-turn",
         "prompt": "canary-prompt",
         "answer": "canary-answer",
@@ -267,6 +286,8 @@ async def _is_untouched(place: Place) -> None:
 
     task = await place.ask("GET", f"/v1/tasks/{place.task}", key=place.owner)
     assert (task["status"], task["version"], task["input"]) == ("pending", 1, {"text": "canary-input"})
+    file = await place.ask("GET", f"/v1/files/{place.file}", key=place.owner)
+    assert (file["filename"], file["bytes"]) == ("canary-file", len("canary-content"))
     assert (session["turns"], "canary-answer" in str(said)) == (1, True)
     assert place.under_way in {request["id"] for request in requests}
     assert tenant["weight"] == 2.0
@@ -321,7 +342,7 @@ async def test_without_a_key_only_what_is_public_is_answered(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial, operation: Operation
 ) -> None:
     gateway = await gateways(await fake_nodes(), auth=Auth(required=True))
-    place = Place(gateway.port, "", "", "", "", "", {}, {}, dial)
+    place = Place(gateway.port, "", "", "", "", "", "", {}, {}, dial)
 
     statuses = [(await place.said(operation.request("x", key)))[0] for key in ("", "sk-sutazai-wrong")]
 
@@ -336,7 +357,7 @@ async def test_a_key_without_the_scope_is_refused_everywhere(
     await _revoke_all(stores)
     _, key = await stores.keys.create(name="canary-one", tenant="t", role=Role.ADMIN, scopes=frozenset({scope}))
     gateway = await gateways(await fake_nodes(), auth=Auth(required=True))
-    place = Place(gateway.port, "", "", "", "", "", {}, {}, dial)
+    place = Place(gateway.port, "", "", "", "", "", "", {}, {}, dial)
 
     asked = [
         operation

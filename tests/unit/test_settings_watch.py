@@ -239,6 +239,7 @@ async def test_each_group_is_either_applied_or_needs_a_restart(tmp_path: Path, n
         "cache": "[cache]\nenabled = false",
         "redis": "[redis]\nprefix = 'a'",
         "rabbitmq": "[rabbitmq]\nprefix = 'a'",
+        "objects": "[objects]\nregion = 'a'",
         "limits": "[limits]\nrequests_per_minute = 2",
         "sessions": "[sessions]\nmax_messages = 2",
         "web": "[web]\ntimeout_s = 2",

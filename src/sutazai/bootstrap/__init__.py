@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from sutazai.adapters.http.resolve import resolve
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.ollama import OllamaNode
 from sutazai.adapters.openai import OpenAINode
 from sutazai.adapters.postgres.stores import Stores, open_stores
@@ -200,6 +201,8 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             schedules=stores.schedules,
             recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
+            files=stores.files,
+            objects=await asyncio.to_thread(open_objects, settings.objects, data_dir),
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(

@@ -17,7 +17,9 @@ from sutazai.gateway.routed import Routed
 from sutazai.gateway.sessions import Sessions
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
+from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.objects import ObjectStore
 from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
@@ -56,6 +58,8 @@ class Pool:
     recurring: Recurring
     webhook_secret: str
     """What the secrets of tenants are derived from; empty where webhooks are not told."""
+    files: FileStore
+    objects: ObjectStore
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

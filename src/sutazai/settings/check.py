@@ -16,8 +16,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from sutazai.policy.web_addresses import Guard
 from sutazai.settings import model
+from sutazai.settings.check_services import Mistake, mistakes_in_service, unusable
 from sutazai.settings.places import Spot
 from sutazai.settings.secret import Secret
 
@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
     import msgspec
 
-Mistake = tuple[Spot, str]
-"""Where inside the group, and `was ...; give ...`."""
 
 YEAR_S = 31_536_000.0
 MAX_MODEL_CHARACTERS = 256
-MIN_SECRET_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +109,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "stale_if_error_s": PAUSE_S,
     },
     model.Redis: {"timeout_s": LIMIT_S},
+    model.Objects: {"timeout_s": LIMIT_S, "max_object_bytes": SIZE},
     model.Rabbitmq: {
         "publishers": Range(1, 1000),
         "consumers": Range(1, 1000),
@@ -202,14 +200,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _auto(group)
         case model.AutoRule(contains=""):
             yield ("contains",), "was empty, and every question holds that; give a word"
-        case model.Webhooks(secret=Secret() as secret):
-            yield from _webhook_secret(secret)
-        case model.Redis():
-            yield from _redis(group)
-        case model.Rabbitmq():
-            yield from _rabbitmq(group)
-        case model.Web():
-            yield from _web(group)
+        case model.Redis() | model.Rabbitmq() | model.Objects() | model.Web() | model.Webhooks():
+            yield from mistakes_in_service(group)
         case model.Settings():
             yield from _whole(group)
         case _:
@@ -304,7 +296,7 @@ def _database(database: model.Database) -> Iterator[Mistake]:
 
 
 def _database_url(url: Secret, where: Spot) -> Iterator[Mistake]:
-    if (wrong := _unusable(url)) is not None:
+    if (wrong := unusable(url)) is not None:
         yield where, wrong
         return
     try:
@@ -318,57 +310,8 @@ def _database_url(url: Secret, where: Spot) -> Iterator[Mistake]:
         )
 
 
-def _redis(redis: model.Redis) -> Iterator[Mistake]:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", redis.prefix):
-        yield ("prefix",), "was not 1 to 64 letters, digits and . _ -; give a plain word"
-    if redis.url is None:
-        return
-    if (wrong := _unusable(redis.url)) is not None:
-        yield ("url",), wrong
-    elif not re.match(r"rediss?(://[^/]|\+cluster://[^/]|\+sentinel://[^/]+/[^/?])", redis.url.reveal()):
-        yield ("url",), "was no Redis address; give one such as redis://:password@host:6379/0 (its value is hidden)"
-
-
-def _rabbitmq(rabbitmq: model.Rabbitmq) -> Iterator[Mistake]:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", rabbitmq.prefix):
-        yield ("prefix",), "was not at most 64 letters, digits and . _ -; give a plain word, or nothing"
-    if rabbitmq.url is None:
-        return
-    if (wrong := _unusable(rabbitmq.url)) is not None:
-        yield ("url",), wrong
-    elif not re.match(r"amqps?://[^/]", rabbitmq.url.reveal()):
-        yield ("url",), "was no RabbitMQ address; give one such as amqp://user:password@host:5672 (its value is hidden)"
-
-
-def _web(web: model.Web) -> Iterator[Mistake]:
-    for index, one in enumerate(web.allowed):
-        try:
-            Guard((one,))
-        except ValueError:
-            yield ("allowed", index), "was no name, address or network; give one such as hooks.example or 10.1.0.0/16"
-
-
-def _webhook_secret(secret: Secret) -> Iterator[Mistake]:
-    if (wrong := _unusable(secret)) is not None:
-        yield ("secret",), wrong
-    elif len(secret.reveal()) < MIN_SECRET_CHARACTERS:
-        yield (
-            ("secret",),
-            f"was shorter than {MIN_SECRET_CHARACTERS} characters; give what `openssl rand -hex 32` prints",
-        )
-
-
-def _unusable(secret: Secret) -> str | None:
-    text = secret.reveal()
-    if text == Secret.HIDDEN:
-        return f"was {Secret.HIDDEN}, which stands for what `config show` hides; give the value itself"
-    if not re.fullmatch(r"[!-~]+", text):
-        return "was not all ASCII without spaces, or empty; correct it (its value is hidden)"
-    return None
-
-
 def _api_key(key: Secret | None) -> Iterator[Mistake]:
-    if key is not None and (wrong := _unusable(key)) is not None:
+    if key is not None and (wrong := unusable(key)) is not None:
         yield ("api_key",), wrong
 
 

@@ -379,6 +379,25 @@ class Rabbitmq(Group, frozen=True):
     """How long events stay in the stream `agent_coordination`."""
 
 
+class Objects(Group, frozen=True):
+    """Where files and the results of batches are kept."""
+
+    url: str = ""
+    """A folder, or `s3://bucket/prefix`. Empty: `objects` below `database.data_dir`. Gateways must share it."""
+    endpoint: str = ""
+    """Of a server with the API of S3, such as `http://minio:9000`. Empty: Amazon's."""
+    access_key_id: Secret | None = None
+    """For the bucket, with `secret_access_key`. Left out, the machine's own role is used."""
+    secret_access_key: Secret | None = None
+    """The secret of `access_key_id`."""
+    region: str = "us-east-1"
+    """Of the bucket."""
+    timeout_s: float = 30.0
+    """Bound on one call, or on one part of what is read in parts."""
+    max_object_bytes: int = 256 * MIB
+    """One object; larger ones are refused."""
+
+
 class LimitSettings(Group, frozen=True):
     """What each tenant may take, unless it has limits of its own (`sutazai tenants set`)."""
 
@@ -618,6 +637,7 @@ class Settings(Group, frozen=True):
     cache: Cache = Cache()
     redis: Redis = Redis()
     rabbitmq: Rabbitmq = Rabbitmq()
+    objects: Objects = Objects()
     limits: LimitSettings = LimitSettings()
     sessions: Sessions = Sessions()
     tasks: Tasks = Tasks()

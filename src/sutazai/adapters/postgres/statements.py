@@ -12,6 +12,7 @@ FILES = (
     "statements_tasks.sql",
     "statements_webhooks.sql",
     "statements_schedules.sql",
+    "statements_files.sql",
 )
 
 

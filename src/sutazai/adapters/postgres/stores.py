@@ -12,6 +12,7 @@ from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
+from sutazai.adapters.postgres.files import PostgresFileStore
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
@@ -23,6 +24,7 @@ from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
+from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.replay import ReplayStore
@@ -47,6 +49,7 @@ class Stores:
     tasks: TaskStore
     queue: PostgresQueue
     messages: MessageStore
+    files: FileStore
     webhooks: WebhookStore
     schedules: ScheduleStore
     replay: ReplayStore | None = None
@@ -101,6 +104,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
             replay=PostgresReplayStore(database),
             webhooks=PostgresWebhookStore(database),
             schedules=PostgresScheduleStore(database),
+            files=PostgresFileStore(database),
         )
 
 

@@ -263,3 +263,44 @@ agent_messages = Table(
     _given("at", WHEN, server_default=text("clock_timestamp()")),
 )
 Index("idx_agent_messages_name", agent_messages.c.tenant, agent_messages.c.name, agent_messages.c.number)
+
+files = Table(
+    "files",
+    metadata,
+    _key("id", Text(collation="C")),
+    _given("tenant", Text),
+    _given("name", Text),
+    _given("purpose", Text),
+    _given("size_bytes", BigInteger),
+    _given("created_at", WHEN),
+)
+Index("files_of_tenant", files.c.tenant, files.c.id)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _key("task", UUID),
+    _key("version", Integer),
+    _given("created_at", WHEN),
+    _given("status", Text),
+    _given("due_at", WHEN, server_default=text("clock_timestamp()")),
+    _counted("attempts"),
+)
+Index("idx_webhooks_due", webhooks.c.due_at)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    _key("id", UUID),
+    _given("tenant", Text),
+    _given("cron", Text),
+    _given("timezone", Text),
+    _given("draft", Text),
+    _given("created_at", WHEN),
+    _given("due_at", WHEN),
+    Column("last_due_at", WHEN),
+    _written("last_task"),
+    _written("last_error"),
+)
+Index("idx_schedules_due", schedules.c.due_at)
+Index("idx_schedules_tenant", schedules.c.tenant, schedules.c.id)
