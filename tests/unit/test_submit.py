@@ -14,7 +14,7 @@ import pytest
 from sutazai.core.errors import BadRequest, Overloaded, ShuttingDown, StoreUnavailable, UnknownAgent
 from sutazai.core.request import Priority
 from sutazai.core.task import Submitted, Task, TaskDraft, after, task_id
-from sutazai.tasks.gather import AT_ONCE, MAX_GATHERED, Gathered
+from sutazai.tasks.gather import AT_ONCE, MAX_GATHERED, MAX_GATHERED_BYTES, Gathered
 from sutazai.tasks.submit import MAX_INPUT_BYTES, Submission, Submitter, Wanted
 from sutazai.testing.plain_agents import plain_agents
 
@@ -162,6 +162,16 @@ async def test_too_many_are_refused_and_a_stopped_one_refuses_all() -> None:
     assert {type(one) for one in made} <= {ShuttingDown, Overloaded}
     with pytest.raises(ShuttingDown):
         await gathered.submit(draft())
+
+
+async def test_few_large_ones_are_too_many_as_well_and_make_room_when_they_are_written() -> None:
+    desk = Desk()
+    large = draft(input="x" * MAX_INPUT_BYTES)
+    async with running(desk) as gathered:
+        made = await outcomes(gathered, desk, [large] * 70)
+
+        assert sum(isinstance(one, Overloaded) for one in made) == 70 - MAX_GATHERED_BYTES // MAX_INPUT_BYTES
+        assert isinstance(await gathered.submit(large), Task)
 
 
 # what is wanted

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from sutazai.core.errors import Forbidden, NodeUnreachable, SutazaiError
+from sutazai.core.errors import BadRequest, Forbidden, NodeUnreachable, SutazaiError
 from sutazai.core.task import Submitted, TaskDraft, TaskStatus, after, task_id
 from sutazai.ports.web import Page
 from sutazai.ports.webhooks import DueWebhook
@@ -104,7 +104,13 @@ async def test_one_that_failed_is_told_again_later(answer: int | SutazaiError) -
 
 
 @pytest.mark.parametrize(
-    ("answer", "attempt"), [(500, MAX_ATTEMPTS), (GONE, 1), (Forbidden("It was an address of ours."), 1)]
+    ("answer", "attempt"),
+    [
+        (500, MAX_ATTEMPTS),
+        (GONE, 1),
+        (Forbidden("It was an address of ours."), 1),
+        (BadRequest("It was no address."), 1),
+    ],
 )
 async def test_one_that_cannot_succeed_is_given_up(answer: int | SutazaiError, attempt: int) -> None:
     book = Book(ended(attempt))

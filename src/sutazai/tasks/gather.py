@@ -26,6 +26,8 @@ MAX_BYTES = 16 * 2**20
 """Of inputs in one transaction, beyond the first."""
 MAX_GATHERED = 5_000
 """Drafts that wait for a transaction; more are refused."""
+MAX_GATHERED_BYTES = 64 * 2**20
+"""Of their inputs."""
 RETRY_AFTER_S = 1.0
 
 
@@ -41,6 +43,7 @@ class Gathered:
     def __init__(self, store: TaskStore) -> None:
         self._store = store
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
         self._called = asyncio.Event()
         self._is_closed = False
 
@@ -53,13 +56,15 @@ class Gathered:
         """
         if self._is_closed:
             raise ShuttingDown("The gateway stopped before the task was kept. Send it to another one.")
-        if len(self._waiting) >= MAX_GATHERED:
+        size = len(draft.input)
+        if len(self._waiting) >= MAX_GATHERED or self._waiting_bytes + size > MAX_GATHERED_BYTES:
             raise Overloaded(
-                f"{MAX_GATHERED:,} submissions waited for the database already. Nothing was kept; send it later.",
+                f"{len(self._waiting):,} submissions waited for the database already. Nothing was kept; send it later.",
                 retry_after_s=RETRY_AFTER_S,
             )
         waiting = _Waiting(draft)
         self._waiting.append(waiting)
+        self._waiting_bytes += size
         self._called.set()
         return await waiting.made
 
@@ -85,6 +90,7 @@ class Gathered:
             if batch and size > MAX_BYTES:
                 break
             waiting = self._waiting.popleft()
+            self._waiting_bytes -= len(waiting.draft.input)
             if not waiting.made.done():
                 batch.append(waiting)
         return batch

@@ -17,7 +17,7 @@ from contextlib import suppress
 import msgspec
 import structlog
 
-from sutazai.core.errors import Forbidden, StoreUnavailable, SutazaiError
+from sutazai.core.errors import BadRequest, Forbidden, StoreUnavailable, SutazaiError
 from sutazai.ports.web import Web
 from sutazai.ports.webhooks import DueWebhook, WebhookStore
 
@@ -92,7 +92,7 @@ class Webhooks:
         try:
             async with asyncio.timeout(ANSWER_S):
                 status = await self._web.post(webhook.task.draft.webhook, body, headers)
-        except Forbidden as error:
+        except (Forbidden, BadRequest) as error:
             return _Failure(error.message, is_passing=False)
         except SutazaiError as error:
             return _Failure(error.message)
