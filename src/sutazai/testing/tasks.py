@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -220,6 +220,11 @@ class MemoryTaskStore:
     async def tail(self, *, after: int, limit: int) -> Sequence[KeptEvent]:
         self._check()
         return self._events[after : after + limit]
+
+    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
+        """How many events each of these has, of any tenant; those that are not there are missing."""
+        self._check()
+        return {one: self._tasks[one].version for one in task_ids if one in self._tasks}
 
     async def changed(self) -> AsyncIterator[frozenset[str]]:
         listener = _Listener()
