@@ -853,10 +853,25 @@ async def test_the_tail_gives_what_is_settled_while_others_write_on(postgres: Po
         await slow.execute(APPEND, uuid.uuid4())
         await submitted(postgres)
         (kept,) = await postgres.tail(after=0, limit=MANY)
+        await slow.execute("COMMIT")
     finally:
         slow.terminate()
 
     assert kept.task == task.id
+    assert len(await positions(postgres)) == 3
+
+
+async def test_a_long_transaction_that_writes_no_events_holds_nobody_up(
+    postgres: PostgresTaskStore, server: str
+) -> None:
+    slow: Any = await asyncpg.connect(server)
+    try:
+        await slow.execute("BEGIN")
+        await slow.execute("CREATE TABLE report AS SELECT * FROM events")
+        await submitted(postgres)
+        assert len(await positions(postgres)) == 1
+    finally:
+        slow.terminate()
 
 
 async def test_the_tail_of_a_busy_store_misses_nothing(postgres: PostgresTaskStore) -> None:

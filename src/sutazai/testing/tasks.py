@@ -225,6 +225,11 @@ class MemoryTaskStore:
         self._check()
         return self._events[after : after + limit]
 
+    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
+        """How many events each of these has, of any tenant; those that are not there are missing."""
+        self._check()
+        return {one: self._tasks[one].version for one in task_ids if one in self._tasks}
+
     async def changed(self) -> AsyncIterator[frozenset[str]]:
         listener = _Listener()
         self._listeners.add(listener)

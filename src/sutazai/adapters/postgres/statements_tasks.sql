@@ -114,10 +114,14 @@ WHERE task = $1 AND created_at = $2 AND version > $3 AND ($4::text IS NULL OR te
 ORDER BY version
 LIMIT $5
 
--- name: mark_events
--- The highest position given so far and, where that is news, the number of a transaction that begins after it.
-SELECT last_value AS position, CASE WHEN last_value > $1 THEN pg_current_xact_id()::text::bigint END AS transaction
-FROM events_position
+-- name: newest_position
+SELECT last_value FROM events_position
+
+-- name: event_writers
+-- Transactions that have written events, or may be about to.
+SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
+WHERE locktype = 'relation' AND relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 -- name: tail_events
 SELECT position, task, version, tenant, kind, schema, at, data
@@ -125,11 +129,6 @@ FROM events
 WHERE position > $1 AND position <= $3
 ORDER BY position
 LIMIT $2
-
--- name: settled_events
--- The highest of these marks before which every transaction has ended.
-SELECT max(mark.position) FROM unnest($1::bigint[], $2::bigint[]) AS mark (position, transaction)
-WHERE mark.transaction <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 
 -- name: tell_tasks
 SELECT pg_notify('sutazai_tasks', $1)
