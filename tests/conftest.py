@@ -52,15 +52,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deadline(seconds): the test may take that long instead of 30 s")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Bound each asynchronous test, and let it begin with the check that ends it."""
     for item in items:
+        if config.getoption("loadgroup", default=False):
+            _name_its_group(item)
         if not isinstance(item, pytest.Function):
             continue
         if inspect.iscoroutinefunction(item.obj):
             item.obj = _bounded(item.obj, _deadline_s(item))
         if inspect.iscoroutinefunction(_innermost(item.obj)):
             item.fixturenames.insert(0, "no_task_left_over")
+
+
+def _name_its_group(item: pytest.Item) -> None:
+    """Say to xdist which tests one worker is to run: its own way, up to 3.8, has no effect with pytest 9.2."""
+    marker = item.get_closest_marker("xdist_group")
+    if marker is not None and not item.nodeid.endswith(f"@{marker.args[0]}"):
+        item._id = item.id.parse(f"{item.nodeid}@{marker.args[0]}")
 
 
 @pytest.hookimpl(wrapper=True)

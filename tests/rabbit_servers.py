@@ -101,6 +101,12 @@ class RabbitNode:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def import_definitions(self, text: bytes) -> None:
+        """As from a file."""
+        file = self._folder / "definitions.json"
+        file.write_bytes(text)
+        self.control("import_definitions", str(file))
+
     @property
     def is_running(self) -> bool:
         """Whether it was started and not killed."""

@@ -19,13 +19,14 @@ from sutazai.testing.queue import MemoryQueue
 
 TASKS = "task_processing"
 MAX_LENGTH = 20
+DELIVERY_LIMIT = 2
 SOON_S = 0.3
 """What does not happen within this time is taken not to happen."""
 
 
 @dataclass(slots=True)
 class Place:
-    """A queue that holds `MAX_LENGTH` messages, or somewhat more before it notices."""
+    """A queue that holds `MAX_LENGTH` messages, or somewhat more before it notices, and delivers a message thrice."""
 
     queue: Queue
     put_unreadable: Callable[[], Awaitable[None]]
@@ -34,14 +35,14 @@ class Place:
 
 @asynccontextmanager
 async def in_memory(_: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    queue = MemoryQueue(max_length=MAX_LENGTH)
+    queue = MemoryQueue(max_length=MAX_LENGTH, delivery_limit=DELIVERY_LIMIT)
     yield Place(queue, lambda: queue.put_unreadable(TASKS))
 
 
 @asynccontextmanager
 async def in_rabbitmq(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     node: Rabbits = request.getfixturevalue("rabbit_node")
-    settings = node.settings(prefix=uuid.uuid4().hex[:12], max_length=MAX_LENGTH)
+    settings = node.settings(prefix=uuid.uuid4().hex[:12], max_length=MAX_LENGTH, delivery_limit=DELIVERY_LIMIT)
 
     async def put_unreadable() -> None:
         async with plain_channel(settings) as channel:
@@ -153,6 +154,20 @@ async def test_what_was_handed_back_is_delivered_again_and_says_so(queue: Queue)
     other = next(each for (each,) in seen if each.message != first.message)
     assert (again.is_redelivered, again.count) == (True, 1)
     assert not other.is_redelivered
+
+
+async def test_what_is_delivered_too_often_becomes_a_dead_letter_that_can_be_handed_back(queue: Queue) -> None:
+    await queue.put(words(1))
+
+    async with queue.consume(TASKS, prefetch=1) as consumer:
+        for _ in range(DELIVERY_LIMIT + 1):
+            await consumer.hand_back(await consumer.take(1))
+        assert await takes_nothing(consumer)
+    async with queue.consume("dead_letters", prefetch=1) as consumer:
+        await consumer.hand_back(await consumer.take(1))
+        (letter,) = await consumer.take(1)
+
+    assert letter.message == word_of(0)
 
 
 async def test_leaving_the_consumer_hands_back_what_it_held(queue: Queue) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -68,7 +66,9 @@ async def test_a_network_that_falls_silent_is_gone_around(rabbit_node: Rabbits, 
                 reading = asyncio.create_task(taken_by(consumer))
                 wall.cut()
                 assert await queue.put([word_of(number)]) == []
-                assert set(await reading) == {word_of(number).task}
+                seen = await reading
+                while word_of(number).task not in seen:  # after what came twice
+                    seen += await taken_by(consumer)
                 wall.heal()
 
 
@@ -181,15 +181,10 @@ async def test_a_queue_that_was_declared_otherwise_is_used_as_it_is(settings: Ra
 
 
 async def test_imported_definitions_are_what_the_queues_would_be_declared_as(
-    rabbit_node: Rabbits, settings: Rabbitmq, tmp_path: Path
+    rabbit_node: Rabbits, settings: Rabbitmq
 ) -> None:
-    file = tmp_path / "definitions.json"
-    file.write_bytes(definitions(settings))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        with contextlib.suppress(PermissionError):
-            folder.chmod(0o755)  # the broker's own user reads it
     (node,) = rabbit_node.nodes
-    await asyncio.to_thread(node.control, "import_definitions", str(file))
+    await asyncio.to_thread(node.import_definitions, definitions(settings))
 
     with capture_logs() as said:
         async with open_rabbitmq(settings) as queue:

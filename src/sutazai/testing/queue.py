@@ -64,7 +64,7 @@ class MemoryQueue:
         try:
             yield consumer
         finally:
-            await self.give_back(consumer.release())
+            await self.give_back(queue, consumer.release())
 
     async def arrive(self) -> None:
         """As every call begins."""
@@ -85,14 +85,14 @@ class MemoryQueue:
             for each in taken
         ]
 
-    async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """They wait again, first of all; those that did so too often are dead letters."""
+    async def give_back(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+        """They wait again where they came from, first of all; those that did so too often are dead letters."""
         for delivery in reversed(deliveries):
             back = replace(_Waiting(delivery.message), count=delivery.count + 1)
-            if back.count > self._delivery_limit:
+            if back.count > self._delivery_limit and queue != self._dead_letters:
                 self._of(self._dead_letters).append(_Waiting(delivery.message))
             else:
-                self._of(delivery.message.queue).appendleft(back)
+                self._of(queue).appendleft(back)
         await self._stir()
 
     async def fall(self, *, is_away: bool = True) -> None:
@@ -131,7 +131,7 @@ class _MemoryConsumer:
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         await self._queue.arrive()
-        await self._queue.give_back(self._drop(deliveries))
+        await self._queue.give_back(self._name, self._drop(deliveries))
 
     def release(self) -> Sequence[Delivery]:
         """All that is held, and no longer."""

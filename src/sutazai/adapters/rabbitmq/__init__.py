@@ -1,1 +1,1 @@
-"""RabbitMQ: queues over aio-pika, streams over rstream."""
+"""RabbitMQ: queues of tasks and the stream of events, over aio-pika."""

@@ -1,7 +1,7 @@
 """
-The way to RabbitMQ: lines to whichever node answers, queues that are declared, and every trouble as `QueueUnavailable`.
+The way to RabbitMQ: wires to whichever node answers, queues that are declared, and every trouble as `QueueUnavailable`.
 
-A line is one connection with one channel. What a line promised goes with it, so nobody repairs one: whoever used it
+A wire is one connection with one channel. What a wire promised goes with it, so nobody repairs one: whoever used it
 opens another, to the next node, and does again what was not confirmed. Everything that the driver does is run in a
 task of its own, because it cancels whoever waits for a connection that ends, and that must not be taken for a
 cancellation of ours.
@@ -51,7 +51,7 @@ CLOSE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Line:
+class Wire:
     """A connection to one node, and a channel on it."""
 
     node: str
@@ -72,10 +72,11 @@ class RabbitLink:
         self._address = address
         self._next = random.randrange(len(address.nodes))  # noqa: S311 - spreads processes over the nodes
         self._declared: set[str] = set()
+        self._declaring: dict[tuple[Wire, str], asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[Any]] = set()
         """Goodbyes, and what was given up and is about to notice."""
-        self.lines_opened = 0
-        """How often a line was opened; more than a few tell of trouble."""
+        self.wires_opened = 0
+        """How often a wire was opened; more than a few tell of trouble."""
 
     def __repr__(self) -> str:
         return f"RabbitLink({str(self._address)!r})"
@@ -129,8 +130,8 @@ class RabbitLink:
         if not is_finished:
             task.cancel()
 
-    async def open_line(self, deadline: float) -> Line:
-        """A line to the next node that answers. Raises `QueueUnavailable` when none did until `deadline`."""
+    async def open_wire(self, deadline: float) -> Wire:
+        """A wire to the next node that answers. Raises `QueueUnavailable` when none did until `deadline`."""
         pause_s, tried, why = PAUSE_S, 0, "no time was left"
         while (left_s := deadline - asyncio.get_running_loop().time()) > 0:
             node = self._address.nodes[self._next % len(self._address.nodes)]
@@ -147,52 +148,60 @@ class RabbitLink:
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise self.unavailable(f"no node answered within {self.settings.timeout_s:g} s ({why})")
 
-    async def _open(self, node: Node, within_s: float) -> Line:
-        async def opened() -> Line:
+    async def _open(self, node: Node, within_s: float) -> Wire:
+        async def opened() -> Wire:
             connection = await aio_pika.connect(node.url.reveal())
             try:
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                return Line(node.name, connection, cast("Channel", await channel.get_underlay_channel()))
+                return Wire(node.name, connection, cast("Channel", await channel.get_underlay_channel()))
             except BaseException:
                 self._close_soon(connection)
                 raise
 
-        line = await self.answered(opened(), within_s, unwanted=self.drop)
-        self.lines_opened += 1
-        log.debug("a line to RabbitMQ was opened", node=node.name)
-        return line
+        wire = await self.answered(opened(), within_s, unwanted=self.drop)
+        self.wires_opened += 1
+        log.debug("a connection to RabbitMQ was opened", node=node.name)
+        return wire
 
-    async def declare(self, line: Line, name: str) -> None:
-        """Make sure of a queue, once for each. Raises one of `TROUBLES`."""
-        declaration = declaration_of(name, self.settings)
-        if declaration.name in self._declared:
+    async def declare(self, wire: Wire, name: str) -> None:
+        """Make sure of a queue, once for all who ask meanwhile. Raises one of `TROUBLES`."""
+        if name in self._declared:
             return
+        task = self._declaring.get((wire, name))
+        if task is None:
+            task = asyncio.create_task(self._declare(wire, name), name=f"declare {name}")
+            self._declaring[wire, name] = task
+            task.add_done_callback(lambda _: self._declaring.pop((wire, name)))
+        await asyncio.wait({task})
+        task.result()
+
+    async def _declare(self, wire: Wire, name: str) -> None:
+        declaration = declaration_of(name, self.settings)
         if declaration.has_dead_letters:
-            await self.declare(line, DEAD_LETTERS)
+            await self.declare(wire, DEAD_LETTERS)
         if name == DEAD_LETTERS:
-            await self._on_channel(line, lambda channel: _declare_exchange(channel, declaration.name))
-        await self._declare_queue(line, declaration)
+            await self._on_channel(wire, lambda channel: _declare_exchange(channel, declaration.name))
+        await self._declare_queue(wire, declaration)
         if name == DEAD_LETTERS:
             await self._on_channel(
-                line, lambda channel: channel.queue_bind(declaration.name, declaration.name, declaration.name)
+                wire, lambda channel: channel.queue_bind(declaration.name, declaration.name, declaration.name)
             )
-        self._declared.add(declaration.name)
+        self._declared.add(name)
 
     def forget(self, name: str) -> None:
         """Declare a queue again when it is used next: somebody deleted it."""
-        declaration = declaration_of(name, self.settings)
-        self._declared.discard(declaration.name)
+        self._declared.discard(name)
 
-    async def waiting(self, line: Line, name: str) -> int:
+    async def waiting(self, wire: Wire, name: str) -> int:
         """Messages of a queue that are with no consumer. Raises one of `TROUBLES`."""
         full_name = declaration_of(name, self.settings).name
-        told = await self._on_channel(line, lambda channel: channel.queue_declare(full_name, passive=True))
+        told = await self._on_channel(wire, lambda channel: channel.queue_declare(full_name, passive=True))
         return int(told.message_count or 0)
 
-    async def _declare_queue(self, line: Line, declaration: Declaration) -> None:
+    async def _declare_queue(self, wire: Wire, declaration: Declaration) -> None:
         try:
             await self._on_channel(
-                line,
+                wire,
                 lambda channel: channel.queue_declare(
                     declaration.name, durable=True, arguments=dict(declaration.arguments)
                 ),
@@ -206,11 +215,11 @@ class RabbitLink:
                 reason=explained(error),
             )
 
-    async def _on_channel(self, line: Line, ask: Callable[[AbstractChannel], Coroutine[Any, Any, T]]) -> T:
+    async def _on_channel(self, wire: Wire, ask: Callable[[AbstractChannel], Coroutine[Any, Any, T]]) -> T:
         """Ask on a channel that may be lost: the broker ends the channel of whoever asked something wrong."""
 
         async def asked() -> T:
-            channel = await (await line.connection.channel(publisher_confirms=False)).get_underlay_channel()
+            channel = await (await wire.connection.channel(publisher_confirms=False)).get_underlay_channel()
             try:
                 return await ask(channel)
             finally:
@@ -219,18 +228,19 @@ class RabbitLink:
 
         return await self.answered(asked(), self.settings.confirm_timeout_s)
 
-    def drop(self, line: Line) -> None:
-        """Be done with a line: what it held is handed back. Returns at once."""
-        self._close_soon(line.connection)
+    def drop(self, wire: Wire) -> None:
+        """Be done with a wire: what it held is handed back. Returns at once."""
+        self._close_soon(wire.connection)
 
-    async def close(self, line: Line) -> None:
-        """Be done with a line, and return when the node knows, or does not answer."""
-        await asyncio.wait({self._close_soon(line.connection)})
+    async def close(self, wire: Wire) -> None:
+        """Be done with a wire, and return when the node knows, or does not answer."""
+        await asyncio.wait({self._close_soon(wire.connection)})
 
     async def closed(self) -> None:
         """Wait for the goodbyes under way."""
-        if self._ending:
-            _, late = await asyncio.wait(set(self._ending), timeout=2 * CLOSE_S)
+        ending = self._ending | set(self._declaring.values())
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=2 * CLOSE_S)
             for task in late:
                 task.cancel()
 

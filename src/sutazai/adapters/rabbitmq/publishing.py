@@ -1,5 +1,5 @@
 """
-Publishing with confirms: what became of each message, and lines that are replaced before they stand in the way.
+Publishing with confirms: what became of each message, and wires that are replaced before they stand in the way.
 
 A channel that was opened while a quorum queue elected its leader can be told no until the node that fell is back, so
 one that was told no twenty times in a row, or for half a second, is given up. That made the longest gap between two
@@ -17,7 +17,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from sutazai.adapters.rabbitmq.link import TROUBLES, Line, RabbitLink, explained
+from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, Wire, explained
 
 WINDOW = 256
 """Messages of one call on their way to the broker at once."""
@@ -57,11 +57,11 @@ class Parcel:
 
 
 class Publisher:
-    """A line that messages are published on."""
+    """A wire that messages are published on."""
 
-    def __init__(self, link: RabbitLink, line: Line) -> None:
+    def __init__(self, link: RabbitLink, wire: Wire) -> None:
         self._link = link
-        self.line = line
+        self.wire = wire
         self.in_flight = 0
         self._nacks = 0
         self._first_nack_at = 0.0
@@ -70,7 +70,7 @@ class Publisher:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and was not told no too often."""
-        if self._is_retired or not self.line.is_open:
+        if self._is_retired or not self.wire.is_open:
             return False
         lasted_s = asyncio.get_running_loop().time() - self._first_nack_at
         return not self._nacks or (self._nacks < MAX_NACKS and lasted_s < MAX_NACKED_S)
@@ -81,24 +81,24 @@ class Publisher:
         self.in_flight += len(parcels)
         try:
             while len(outcomes) < len(parcels):
-                if self._is_retired or not self.line.is_open:
+                if self._is_retired or not self.wire.is_open:
                     return outcomes + [Outcome.UNKNOWN] * (len(parcels) - len(outcomes))
                 outcomes += await self._publish(parcels[len(outcomes) : len(outcomes) + WINDOW])
             return outcomes
         finally:
             self.in_flight -= len(parcels)
             if self._is_retired and not self.in_flight:
-                self._link.drop(self.line)
+                self._link.drop(self.wire)
 
     def retire(self) -> None:
-        """Take no more; the line is closed once what is on its way was answered, or given up."""
+        """Take no more; the wire is closed once what is on its way was answered, or given up."""
         if not self._is_retired:
             self._is_retired = True
             if not self.in_flight:
-                self._link.drop(self.line)
+                self._link.drop(self.wire)
 
     async def _publish(self, parcels: Sequence[Parcel]) -> list[Outcome]:
-        tasks = [asyncio.create_task(_sent(self.line.channel, parcel), name="publish") for parcel in parcels]
+        tasks = [asyncio.create_task(_sent(self.wire.channel, parcel), name="publish") for parcel in parcels]
         try:
             await asyncio.wait(tasks, timeout=self._link.settings.confirm_timeout_s)
         finally:
@@ -151,7 +151,7 @@ def _outcome(task: asyncio.Task[None]) -> Outcome:
 
 
 class Publishers:
-    """The lines that this process publishes on."""
+    """The wires that this process publishes on."""
 
     def __init__(self, link: RabbitLink) -> None:
         self._link = link
@@ -165,8 +165,8 @@ class Publishers:
         async with self._opening:
             if (found := self._free()) is not None:
                 return found
-            line = await self._link.open_line(deadline)
-            publisher = Publisher(self._link, line)
+            wire = await self._link.open_wire(deadline)
+            publisher = Publisher(self._link, wire)
             self._all.append(publisher)
             return publisher
 
@@ -176,7 +176,7 @@ class Publishers:
             publisher = await self.one(deadline)
             for queue in queues:
                 try:
-                    await self._link.declare(publisher.line, queue)
+                    await self._link.declare(publisher.wire, queue)
                 except TROUBLES as error:
                     await self.step_aside(publisher, queue, error, deadline)
                     break

@@ -63,7 +63,7 @@ class RabbitQueue:
         while True:
             publisher = await self._publishers.ready({queue}, deadline)
             try:
-                return await self._link.waiting(publisher.line, queue)
+                return await self._link.waiting(publisher.wire, queue)
             except TROUBLES as error:
                 await self._publishers.step_aside(publisher, queue, error, deadline)
 
@@ -86,7 +86,7 @@ class RabbitQueue:
         full = set()
         for queue in queues:
             try:
-                depth = await self._link.waiting(publisher.line, queue)
+                depth = await self._link.waiting(publisher.wire, queue)
             except TROUBLES:
                 continue
             if depth >= FULL_RATIO * self._link.settings.max_length:

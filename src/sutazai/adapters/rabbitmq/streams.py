@@ -1,7 +1,7 @@
 """
 The stream `agent_coordination`: events that stay for days, and can be read again from any place.
 
-It is spoken to like a queue, by the same lines with the same confirms, and so through the same failures.
+It is spoken to like a queue, by the same wires with the same confirms, and so through the same failures.
 """
 
 from __future__ import annotations
