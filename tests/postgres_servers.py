@@ -162,10 +162,11 @@ def _folder() -> Iterator[tuple[Programs, Path]]:
 
 
 @contextmanager
-def streaming(*, replicas: int = 1) -> Iterator[Sequence[PostgresServer]]:
-    """A primary and its replicas, in this order."""
+def streaming(*, replicas: int = 1, **options: str) -> Iterator[Sequence[PostgresServer]]:
+    """A primary, which may have options of its own, and its replicas, in this order."""
     with _folder() as (programs, folder), ExitStack() as stack:
-        primary, *others = (PostgresServer(programs, folder / f"server-{number}") for number in range(replicas + 1))
+        primary = PostgresServer(programs, folder / "server-0", **options)
+        others = [PostgresServer(programs, folder / f"server-{number + 1}") for number in range(replicas)]
         primary.make()
         for server in (primary, *others):
             if server is not primary:
