@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -34,7 +35,6 @@ OPTIONS = {
     "wal_receiver_timeout": "2s",
     "wal_sender_timeout": "2s",
     "wal_retrieve_retry_interval": "100ms",
-    "io_method": "sync",
     "jit": "off",
 }
 
@@ -73,9 +73,10 @@ def _start(programs: Programs, command: Sequence[str], log: Path) -> subprocess.
 class PostgresServer:
     """One server on a port of loopback, a child of the test."""
 
-    def __init__(self, programs: Programs, folder: Path) -> None:
+    def __init__(self, programs: Programs, folder: Path, **options: str) -> None:
         self.port = free_port()
         self.folder = folder
+        self._options = {**OPTIONS, **options}
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -101,7 +102,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it, or start it again."""
-        options = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
         program = self._programs.folder / "postgres"
         command = [str(program), "-D", str(self.folder), "-p", str(self.port), *options]
         self._process = _start(self._programs, command, self.folder.with_suffix(".log"))
@@ -161,10 +162,11 @@ def _folder() -> Iterator[tuple[Programs, Path]]:
 
 
 @contextmanager
-def streaming(*, replicas: int = 1) -> Iterator[Sequence[PostgresServer]]:
-    """A primary and its replicas, in this order."""
+def streaming(*, replicas: int = 1, **options: str) -> Iterator[Sequence[PostgresServer]]:
+    """A primary, which may have options of its own, and its replicas, in this order."""
     with _folder() as (programs, folder), ExitStack() as stack:
-        primary, *others = (PostgresServer(programs, folder / f"server-{number}") for number in range(replicas + 1))
+        primary = PostgresServer(programs, folder / "server-0", **options)
+        others = [PostgresServer(programs, folder / f"server-{number + 1}") for number in range(replicas)]
         primary.make()
         for server in (primary, *others):
             if server is not primary:
@@ -172,6 +174,25 @@ def streaming(*, replicas: int = 1) -> Iterator[Sequence[PostgresServer]]:
             stack.callback(server.kill)
             server.start()
         yield (primary, *others)
+
+
+@contextmanager
+def counting() -> Iterator[PostgresServer]:
+    """Debian's server, for its extension pg_stat_statements, which the wheel does not have."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_stat_statements.so"))
+    if not found:
+        if os.environ.get("CI") == "true":
+            pytest.fail("pg_stat_statements is missing; `make servers` installs it")
+        pytest.skip("needs Debian's postgresql")
+    with _folder() as (ours, folder):
+        programs = dataclasses.replace(ours, folder=found[-1].parents[1] / "bin")
+        server = PostgresServer(programs, folder / "server", shared_preload_libraries="pg_stat_statements")
+        server.make()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
 
 @contextmanager

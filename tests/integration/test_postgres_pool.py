@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from tests.postgres_servers import PostgresServer, pgbouncer, streaming
+from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
@@ -141,3 +142,28 @@ async def test_migrations_run_through_a_pgbouncer(server: PostgresServer, bounce
         applied = await asyncio.gather(*(migrate.migrate(database, migrate.read()) for _ in range(3)))
 
     assert sum(map(len, applied)) == len(migrate.read())
+
+
+async def test_a_database_that_is_closed_leaves_no_connection(server: PostgresServer) -> None:
+    async with open_database(server.url, timeout_s=LIMIT_S) as database:
+        held, dropped = asyncio.Event(), asyncio.Event()
+        holding = asyncio.create_task(hold(database, held, dropped), name="hold")
+        await held.wait()
+    dropped.set()
+
+    with pytest.raises(StoreUnavailable):
+        await holding
+    here = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sutazai'"
+    await eventually(lambda: is_zero(server, here))
+
+
+async def hold(database: Database, held: asyncio.Event, dropped: asyncio.Event) -> None:
+    """Keep a connection until the database is closed, and then use it."""
+    async with database.transaction() as connection:
+        held.set()
+        await dropped.wait()
+        await connection.execute("SELECT 1")
+
+
+async def is_zero(server: PostgresServer, statement: str) -> bool:
+    return bool(await server.ask(statement) == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -256,3 +257,14 @@ async def test_one_server_needs_no_token(well: Servers) -> None:
     async with open_database(well[0].url, timeout_s=LIMIT_S) as database:
         assert await database.token() is None
         assert await reader(database) == well[0].port
+
+
+@pytest.mark.parametrize("second", ["127.0.0.1:2", "127.0.0.1:hunter2"])
+async def test_where_none_is_a_primary_the_reason_is_told_once_and_no_password(second: str) -> None:
+    url = Secret(f"postgresql://me:hunter2@127.0.0.1:1,{second}/name")
+    async with open_database(url, timeout_s=0.5) as database:
+        with pytest.raises(StoreUnavailable, match=r"No primary was found.*not reached") as caught:
+            await writer(database)
+
+    assert caught.value.message.count("Check that PostgreSQL runs") == 1
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

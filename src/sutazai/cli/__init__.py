@@ -95,6 +95,11 @@ app.command(
     help="Forget kept answers.\n\nExample: `sutazai cache forget --model llama3.2`",
 )
 app.command(
+    "sutazai.cli.db:app",
+    name="db",
+    help="Bring the tables up to date, and find slow statements.\n\nExample: `sutazai db migrate --dry-run`",
+)
+app.command(
     "sutazai.cli.config:app",
     name="config",
     help="Show and check the settings.\n\nExample: `sutazai config check sutazai.toml`",

@@ -6,14 +6,16 @@ import asyncio
 import os
 import pwd
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
-from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.postgres.database import Database
+from sutazai.adapters.postgres.stores import Stores, open_bare, open_stores
 from sutazai.core.errors import BadRequest, SettingsError, StoreUnavailable
 from sutazai.ports.audit import Actor
 from sutazai.settings import load as settings
+from sutazai.settings.model import Database as DatabaseSettings
 
 REFUSED = 1
 """The exit code where the request made no sense, or the database was away."""
@@ -25,9 +27,23 @@ def with_stores(work: Callable[[Stores], Awaitable[int]]) -> int:
     """Do a command's work on the stores and give its exit code; what goes wrong is told in a sentence."""
 
     async def run() -> int:
-        async with _stores() as stores:
+        async with open_stores(*_settings()) as stores:
             return await work(stores)
 
+    return _told(run)
+
+
+def with_database(work: Callable[[Database], Awaitable[int]]) -> int:
+    """The same on the database as it is, whatever tables it has."""
+
+    async def run() -> int:
+        async with open_bare(*_settings()) as database:
+            return await work(database)
+
+    return _told(run)
+
+
+def _told(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
         return asyncio.run(run())
     except SettingsError as error:
@@ -53,9 +69,6 @@ def who() -> Actor:
     return Actor(id=f"cli:{name}")
 
 
-@asynccontextmanager
-async def _stores() -> AsyncIterator[Stores]:
+def _settings() -> tuple[DatabaseSettings, Path]:
     loaded = settings.load(settings.find(os.environ, Path.cwd()), os.environ)
-    data_dir = settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)
-    async with open_stores(loaded.database, data_dir) as stores:
-        yield stores
+    return loaded.database, settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)

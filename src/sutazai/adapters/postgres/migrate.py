@@ -5,15 +5,18 @@ The SQL files in `migrations/` are Alembic's revisions, applied in the order of 
 transaction, under one advisory lock: the first of many gateways does the work and the others find it done. A file
 that was once applied never changes again; `schema_migrations` holds the checksums that prove it. That table is older
 than Alembic here, and a database that has it alone is taken over as it is.
+
+Alembic is loaded where there is something to apply: it takes 20 MB and 0.3 s, and most starts find all done.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
-from sutazai.adapters.postgres.alchemy import within
 from sutazai.adapters.postgres.database import Connection, Database
-from sutazai.adapters.postgres.revisions import STATEMENT_S, Migration, SqlScripts, read
+from sutazai.adapters.postgres.sql_files import STATEMENT_S, Migration, read
 from sutazai.core.errors import StoreUnavailable
 
 __all__ = ["Migration", "migrate", "missing", "read"]
@@ -67,14 +70,18 @@ async def _apply(
 ) -> None:
     if migration.version == 1:
         await connection.execute(sql["create_migrations_table"])
-    await within(connection, lambda view: SqlScripts(migrations).take(view, migration))
+    await _alembic().take(connection, migrations, migration)
     await connection.execute(sql["record_migration"], migration.version, migration.name, migration.checksum)
 
 
 async def _adopt(connection: Connection, sql: Mapping[str, str], known: Sequence[Migration]) -> None:
     """Tell Alembic of what was applied before there was Alembic."""
     if known and await connection.fetchval(sql["alembic_table"]) is None:
-        await within(connection, lambda view: SqlScripts(known).adopt(view, known[-1]))
+        await _alembic().adopt(connection, known)
+
+
+def _alembic() -> ModuleType:
+    return importlib.import_module("sutazai.adapters.postgres.revisions")
 
 
 async def _take_turn(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
@@ -86,6 +87,7 @@ class Pool:
             reset_on_return=None,  # transactions leave nothing behind
             dialect=_DIALECT,
         )
+        self._open: WeakSet[Connection] = WeakSet()
         self.is_direct = True
         """Whether servers themselves answer, as far as is known; a PgBouncer passes no notifications on."""
 
@@ -126,12 +128,16 @@ class Pool:
             return await self._connect(0)
 
     def close(self) -> None:
-        """Close those that are not given out; the others when they come back."""
+        """Drop all connections, those that are given out too."""
         self._pool.dispose()
+        for connection in tuple(self._open):
+            connection.terminate()
 
     def _make(self) -> Any:
+        connection = await_only(self.connect())
+        self._open.add(connection)
         # By itself, not by its module, which would give every error another name.
-        return _ADAPTED(_DRIVER, await_only(self.connect()))
+        return _ADAPTED(_DRIVER, connection)
 
     async def _connect(self, statements: int) -> Connection:
         return await asyncpg.connect(

@@ -6,11 +6,7 @@ There is no Python file for a revision, so there is nothing that could say somet
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,39 +15,19 @@ from alembic.runtime.migration import MigrationContext, MigrationStep
 from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 
-from sutazai.adapters.postgres.alchemy import run_script
-
-STATEMENT_S = 60.0
-"""For one file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Migration:
-    """One file."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the file, as hexadecimal digits."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-    @property
-    def revision(self) -> str:
-        """What Alembic calls it."""
-        return f"{self.version:04}"
+from sutazai.adapters.postgres.alchemy import run_script, within
+from sutazai.adapters.postgres.database import Connection
+from sutazai.adapters.postgres.sql_files import STATEMENT_S, Migration
 
 
-def read(folder: Traversable | None = None) -> Sequence[Migration]:
-    """The files of this program, or of `folder`, in order. Raises `ValueError` for a gap or a double."""
-    folder = folder or files(__package__) / "migrations"
-    found = [_parse(entry) for entry in folder.iterdir() if entry.name.endswith(".sql")]
-    found.sort(key=lambda migration: migration.version)
-    if [migration.version for migration in found] != list(range(1, len(found) + 1)):
-        raise ValueError("Migrations were not numbered 1, 2, 3 and on. Rename the files.")
-    return found
+async def take(connection: Connection, migrations: Sequence[Migration], migration: Migration) -> None:
+    """Apply one of them, and remember it as where the database is."""
+    await within(connection, lambda view: SqlScripts(migrations).take(view, migration))
+
+
+async def adopt(connection: Connection, known: Sequence[Migration]) -> None:
+    """Remember the last as where the database is, without applying anything."""
+    await within(connection, lambda view: SqlScripts(known).adopt(view, known[-1]))
 
 
 class SqlScripts(ScriptDirectory):
@@ -90,8 +66,3 @@ class _Revision(ModuleType):
 
     def upgrade(self, *, view: sqlalchemy.Connection) -> None:
         run_script(view, self._sql, within_s=STATEMENT_S)
-
-
-def _parse(entry: Traversable) -> Migration:
-    version, _, name = entry.name.removesuffix(".sql").partition("_")
-    return Migration(version=int(version), name=name, sql=entry.read_text("utf-8"))

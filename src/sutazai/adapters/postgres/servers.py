@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from sutazai.adapters.postgres.faults import told_as_unavailable
+from sutazai.adapters.postgres.faults import REMEDY, told_as_unavailable
 from sutazai.adapters.postgres.pool import Connection, Pool
 from sutazai.core.errors import StoreUnavailable
 
@@ -67,7 +67,7 @@ class Server:
                     self.report = await self._ask(statement)
         except StoreUnavailable as error:
             self.report = None
-            self.fault = error.message
+            self.fault = error.message.removesuffix(REMEDY).rstrip()
             self.close()
         self.was_asked = True
 

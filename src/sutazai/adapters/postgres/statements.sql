@@ -148,3 +148,19 @@ SELECT
 
 -- name: log_position
 SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+
+-- name: has_statement_counts
+SELECT to_regclass('pg_stat_statements')::text
+
+-- name: slow_statements
+SELECT
+    mean_exec_time AS mean_ms,
+    max_exec_time AS max_ms,
+    total_exec_time AS total_ms,
+    calls,
+    rows,
+    regexp_replace(query, '\s+', ' ', 'g') AS statement
+FROM pg_stat_statements
+WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND mean_exec_time > $1
+ORDER BY mean_exec_time DESC
+LIMIT $2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,3 +122,13 @@ def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextMa
         replicas=settings.replicas,
         max_lag_s=settings.replica_max_lag_s,
     )
+
+
+@asynccontextmanager
+async def open_bare(settings: DatabaseSettings, data_dir: Path) -> AsyncIterator[Database]:
+    """The database as it is, whatever tables it has. Takes and raises what `open_stores` does."""
+    async with AsyncExitStack() as stack:
+        url = settings.url
+        if url is None:
+            url = await stack.enter_async_context(_own_server(data_dir))
+        yield await stack.enter_async_context(connected(url, settings))

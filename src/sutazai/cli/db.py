@@ -1,0 +1,102 @@
+"""`sutazai db`: bring the tables up to date, and find slow statements."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import cyclopts
+
+from sutazai.adapters.postgres import migrate as migrations
+from sutazai.adapters.postgres.database import Database
+from sutazai.adapters.postgres.slow import SlowStatement, slowest
+from sutazai.cli.printing import print_json, print_table
+from sutazai.cli.stores import refuse, with_database
+
+app = cyclopts.App(
+    name="db",
+    help="""Bring the tables up to date, and find slow statements.
+
+Example: `sutazai db migrate --dry-run`""",
+)
+
+_HEADS = ("MEAN MS", "MAX MS", "TOTAL MS", "CALLS", "ROWS", "STATEMENT")
+_MOST = 1000
+
+
+@app.command
+def migrate(*, dry_run: bool = False, json: bool = False) -> int:
+    """
+    Bring the tables to the shape this program needs, and print what that took.
+
+    Gateways do the same when they start; run it before, so that no start has to wait for it.
+
+    Examples: `sutazai db migrate`, `sutazai db migrate --dry-run --json`
+
+    Parameters
+    ----------
+    dry_run
+        Print what is missing, and change nothing.
+    json
+        Print JSON.
+    """
+
+    async def work(database: Database) -> int:
+        act = migrations.missing if dry_run else migrations.migrate
+        done = await act(database, migrations.read())
+        if json:
+            print_json({"applied" if not dry_run else "missing": [f"{one.revision}_{one.name}" for one in done]})
+            return 0
+        sys.stdout.write("".join(f"{one.revision}_{one.name}\n" for one in done))
+        sys.stderr.write(_said(done, dry_run=dry_run))
+        return 0
+
+    return with_database(work)
+
+
+@app.command
+def slow(*, over_ms: float = 100.0, limit: int = 20, json: bool = False) -> int:
+    """
+    Print the statements that take long on average, the slowest first.
+
+    They are counted by PostgreSQL's extension pg_stat_statements; where it is missing, this says how to add it.
+
+    Examples: `sutazai db slow`, `sutazai db slow --over-ms 10 --limit 50 --json`
+
+    Parameters
+    ----------
+    over_ms
+        Only those whose mean is above so many milliseconds.
+    limit
+        How many at most.
+    json
+        Print JSON.
+    """
+
+    async def work(database: Database) -> int:
+        if not 1 <= limit <= _MOST:
+            return refuse(f"The limit was {limit}. Give a number from 1 to {_MOST}.")
+        if not (over_ms >= 0 and math.isfinite(over_ms)):
+            return refuse(f"The mean was to be above {over_ms} ms. Give a number from 0 on.")
+        found = await slowest(database, over_ms=over_ms, limit=limit)
+        if json:
+            print_json([asdict(one) for one in found])
+        else:
+            print_table(_HEADS, [_cells(one) for one in found])
+        return 0
+
+    return with_database(work)
+
+
+def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:
+    if not done:
+        return "The tables are up to date.\n"
+    files = "1 migration" if len(done) == 1 else f"{len(done)} migrations"
+    return f"{files} would be applied.\n" if dry_run else f"Applied {files}.\n"
+
+
+def _cells(one: SlowStatement) -> list[str]:
+    times = [f"{value:.1f}" for value in (one.mean_ms, one.max_ms, one.total_ms)]
+    return [*times, str(one.calls), str(one.rows), one.statement]

@@ -1,0 +1,99 @@
+"""`sutazai db` as a user runs it: its own process, over a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.postgres_servers import PostgresServer, counting, streaming
+
+import sutazai
+from sutazai.adapters.postgres import migrate
+
+SOURCE = Path(sutazai.__file__).parents[1]
+NAMES = [f"{one.revision}_{one.name}" for one in migrate.read()]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with streaming(replicas=0) as (alone,):
+        yield alone
+
+
+@pytest.fixture(scope="module")
+def counter() -> Iterator[PostgresServer]:
+    with counting() as server:
+        yield server
+
+
+def db(server: PostgresServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "sutazai", "db", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={
+            "PYTHONPATH": str(SOURCE),
+            "PATH": os.defpath,
+            "HOME": "/nowhere",
+            "SUTAZAI_DATABASE_URL": server.url.reveal(),
+        },
+        timeout=60,
+    )
+
+
+def ask(server: PostgresServer, statement: str) -> object:
+    return asyncio.run(server.ask(statement))
+
+
+def test_migrations_are_shown_then_applied_then_done(server: PostgresServer) -> None:
+    shown = db(server, "migrate", "--dry-run")
+    assert (shown.returncode, shown.stdout.split()) == (0, NAMES)
+    assert shown.stderr == f"{len(NAMES)} migrations would be applied.\n"
+    assert ask(server, "SELECT to_regclass('keys')::text") is None
+
+    assert json.loads(db(server, "migrate", "--dry-run", "--json").stdout) == {"missing": NAMES}
+    applied = db(server, "migrate", "--json")
+    assert (applied.returncode, json.loads(applied.stdout)) == (0, {"applied": NAMES})
+    assert ask(server, "SELECT to_regclass('keys')::text") == "keys"
+
+    again = db(server, "migrate")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "The tables are up to date.\n")
+
+
+def test_a_database_that_does_not_count_says_how_it_could(server: PostgresServer) -> None:
+    done = db(server, "slow")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not count its statements" in done.stderr
+    assert "shared_preload_libraries = 'pg_stat_statements'" in done.stderr
+
+
+def test_slow_statements_are_a_table_or_json(counter: PostgresServer) -> None:
+    ask(counter, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    ask(counter, "SELECT\n    pg_sleep(0.15)")
+    ask(counter, "SELECT 1")
+
+    (found,) = json.loads(db(counter, "slow", "--json").stdout)
+    assert found["statement"] == "SELECT pg_sleep($1)"
+    assert found["calls"] == 1
+    assert found["mean_ms"] > 100
+    table = db(counter, "slow")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert "MEAN MS" in table.stdout
+    assert "pg_sleep" in table.stdout
+    assert len(json.loads(db(counter, "slow", "--over-ms", "0", "--limit", "2", "--json").stdout)) == 2
+
+
+@pytest.mark.parametrize("arguments", [("--limit", "0"), ("--over-ms", "-1"), ("--over-ms", "nan")])
+def test_what_makes_no_sense_is_one_sentence(server: PostgresServer, arguments: tuple[str, str]) -> None:
+    done = db(server, "slow", *arguments)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
