@@ -198,10 +198,6 @@ class MemoryTaskStore:
             if task.is_cancelling or task.deliveries != fence or task.status is not TaskStatus.PROCESSING
         ]
 
-    async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
-        self._check()
-        return {task: self._tasks[task].version for task in task_ids if task in self._tasks}
-
     async def expire(self, now: datetime, *, limit: int) -> int:
         self._check()
         unstarted = {TaskStatus.WAITING, TaskStatus.PENDING}
