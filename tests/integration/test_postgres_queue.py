@@ -17,10 +17,11 @@ import asyncpg
 import pytest
 
 from sutazai.adapters.postgres import migrate
-from sutazai.adapters.postgres.database import Database, open_database
+from sutazai.adapters.postgres.database import CommitUnknown, Database, open_database
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PostgresQueue
+from sutazai.core.errors import QueueUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import task_id
 from sutazai.ports.queue import Delivery, Message
@@ -317,6 +318,41 @@ async def test_a_consumer_that_leaves_in_the_middle_of_a_look_holds_nothing(proc
         taking.cancel()
 
     assert await queue.depth("q") == 3
+
+
+class LossyDatabase(Database):
+    """Commits, and then the answer is lost, so often as it is told."""
+
+    losses = 0
+
+    @asynccontextmanager
+    async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Any]:
+        async with super().transaction(within_s=within_s) as connection:
+            yield connection
+        if self.losses:
+            self.losses -= 1
+            raise CommitUnknown("The connection broke.")
+
+
+async def test_messages_taken_by_a_look_whose_answer_was_lost_are_found_again(database: Database) -> None:
+    lossy = object.__new__(LossyDatabase)
+    vars(lossy).update(vars(database))
+    queue = PostgresQueue(lossy)
+    await queue.put(words(3))
+    async with queue.consume("q", prefetch=5) as consumer:
+        (first,) = await consumer.take(1)
+        lossy.losses = 1
+        with pytest.raises(QueueUnavailable):
+            await consumer.take(4)
+
+        again = await consumer.take(4)
+
+        assert [delivery.message for delivery in (first, *again)] == words(3)
+        lossy.losses = 1
+        with pytest.raises(QueueUnavailable):
+            await consumer.ack([first])
+        await consumer.ack([first, *again])
+    assert await queue.depth("q") == 0
 
 
 async def test_a_waiting_consumer_is_woken_at_once(database: Database) -> None:
