@@ -1,4 +1,4 @@
-"""What every queue does, run over the one in memory and a real RabbitMQ."""
+"""What every queue does, run over the one in memory, PostgreSQL's table and a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
+from tests.postgres_databases import fresh_database
 from tests.rabbit_servers import Rabbits, eventually, plain_channel
 
+from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.dispatch_rows import put
+from sutazai.adapters.postgres.queue import PostgresQueue
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import full_name
 from sutazai.core.request import Priority
 from sutazai.ports.queue import Consumer, Delivery, Message, Queue
+from sutazai.settings.secret import Secret
 from sutazai.testing.queue import MemoryQueue
 
 TASKS = "task_processing"
@@ -53,16 +60,48 @@ async def in_rabbitmq(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         yield Place(queue, put_unreadable)
 
 
+@asynccontextmanager
+async def in_postgresql(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    async with (
+        fresh_database(request.getfixturevalue("data_dir")) as url,
+        open_database(Secret(url), timeout_s=5.0) as database,
+    ):
+        await migrate.migrate(database, migrate.read())
+        queue = PostgresQueue(database, max_length=MAX_LENGTH)
+
+        async def put_unreadable() -> None:
+            nothing = Message(task="", queue=TASKS, tenant="", agent="")
+            async with database.transaction() as connection:
+                now = datetime.now(UTC)
+                await put(connection, database.sql, [(nothing, now)], now=now)
+
+        tending = asyncio.create_task(queue.run(), name="tend the queue")
+        try:
+            yield Place(queue, put_unreadable)
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
+
+
 Factory = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Place]]
-FACTORIES: Mapping[str, Factory] = {"memory": in_memory, "rabbitmq": in_rabbitmq}
+FACTORIES: Mapping[str, Factory] = {"memory": in_memory, "rabbitmq": in_rabbitmq, "postgresql": in_postgresql}
 
 
 @pytest.fixture(
     params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FACTORIES],
 )
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which queue; its server is started here, outside any event loop."""
+    name = str(request.param)
+    if name == "postgresql":
+        request.getfixturevalue("data_dir")
+    return name
+
+
+@pytest.fixture
+async def place(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Place]:
     """An empty queue."""
-    async with FACTORIES[request.param](request) as made:
+    async with FACTORIES[kind](request) as made:
         yield made
 
 
@@ -156,6 +195,11 @@ async def test_what_was_handed_back_is_delivered_again_and_says_so(queue: Queue)
     assert not other.is_redelivered
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("memory", "rabbitmq")],
+    indirect=True,
+)  # in the table nobody counts but the store of tasks, whose own limit ends them
 async def test_what_is_delivered_too_often_becomes_a_dead_letter_that_can_be_handed_back(queue: Queue) -> None:
     await queue.put(words(1))
 

@@ -26,6 +26,7 @@ from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.dead_letters import end_dead_letters
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
@@ -60,6 +61,7 @@ async def begin_queue(
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
+    begin(lambda: end_dead_letters(broker, stores.tasks), "end what the broker gave up")
     return broker
 
 

@@ -150,7 +150,8 @@ class PostgresConsumer:
         self._prefetch = prefetch
         self._id: uuid.UUID | None = None
         self._called = asyncio.Event()
-        self._held: set[int] = set()
+        self._held: dict[int, int] = {}
+        """Rows, each with the number of its delivery: one that comes back is another delivery."""
         self._look: asyncio.Task[Sequence[Delivery]] | None = None
         """Under way. It outlives a cancellation of `take`: what it finds is for the next one."""
         self._found: list[Delivery] = []
@@ -206,7 +207,7 @@ class PostgresConsumer:
             self._is_unsure = True
             raise
         self._id = consumer
-        self._held.update(row["id"] for row in rows)
+        self._held.update((row["id"], row["deliveries"]) for row in rows)
         return [self._delivery(row) for row in rows]
 
     def _delivery(self, row: asyncpg.Record) -> Delivery:
@@ -218,7 +219,7 @@ class PostgresConsumer:
             agent=agent,
             priority=Priority(priority),
         )
-        return Delivery(message=message, tag=number, is_redelivered=deliveries > 1, count=deliveries - 1)
+        return Delivery(message=message, tag=(number, deliveries), is_redelivered=deliveries > 1, count=deliveries - 1)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._end("ack_dispatch", deliveries)
@@ -244,10 +245,12 @@ class PostgresConsumer:
                 await connection.execute(self._sql["tell_queues"], sorted(freed))
 
     async def _end(self, statement: str, deliveries: Sequence[Delivery], *, tells: bool = False) -> None:
-        held = [delivery.tag for delivery in deliveries if delivery.tag in self._held]
+        tags = {delivery.tag for delivery in deliveries}
+        held = [number for number, count in self._held.items() if (number, count) in tags]
         if not held:
             return
-        self._held.difference_update(held)
+        for number in held:
+            del self._held[number]
         try:
             with _as_queue():
                 async with self._database.transaction() as connection:

@@ -1,0 +1,45 @@
+"""
+Ends tasks whose word the broker gave up.
+
+A broker sets aside what it has delivered too often. The task itself would stay as it is for ever, so it is failed here,
+where people find it, and can be given its attempts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from sutazai.core.errors import StoreUnavailable
+from sutazai.ports.queue import Queue
+from sutazai.ports.tasks import Start, TaskStore
+
+log = structlog.get_logger("sutazai.tasks")
+
+NAME = "dead_letters"
+AT_ONCE = 100
+PAUSE_S = 2.0
+
+
+async def end_dead_letters(broker: Queue, store: TaskStore) -> None:
+    """Until cancelled. Several processes may."""
+    while True:
+        try:
+            async with broker.consume(NAME, prefetch=AT_ONCE) as consumer:
+                while True:
+                    deliveries = await consumer.take(AT_ONCE)
+                    starts = [
+                        Start(task=delivery.message.task, may_take_over=True)
+                        for delivery in deliveries
+                        if delivery.message.task
+                    ]
+                    # Nobody may start them: a limit of none ends all that have not ended.
+                    ended = await store.begin(starts, worker=NAME, delivery_limit=0)
+                    await consumer.ack(deliveries)
+                    log.warning("the broker gave up", messages=len(deliveries), tasks=len(ended))
+        except StoreUnavailable as error:
+            log.warning("dead letters of the broker wait", why=error.message)
+        except Exception:  # the border of one turn
+            log.exception("dead letters of the broker wait")
+        await asyncio.sleep(PAUSE_S)
