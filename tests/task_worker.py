@@ -1,5 +1,5 @@
 """
-A worker in a process of its own, for tests that kill it: `python tests/task_worker.py URL DATA_DIR NAME`.
+A worker in a process of its own, for tests that kill it: `task_worker.py URL DATA_DIR NAME [BROKER PREFIX]`.
 
 Its agent `effect` waits a moment and writes down that it ran, once for each task.
 """
@@ -17,10 +17,14 @@ from typing import Any
 import asyncpg
 
 from sutazai.adapters.postgres.stores import open_stores
+from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
-from sutazai.settings.model import Database
+from sutazai.ports.queue import Queue
+from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.relay import Relay
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
 
@@ -66,7 +70,7 @@ def agents(url: str) -> dict[str, Agent]:
     return {known.name: known}
 
 
-async def main(url: str, data_dir: Path, name: str) -> None:
+async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> None:
     """Work until killed."""
     configure(form="json", level="warning")  # to standard error: nobody reads what comes after `works`
     async with open_stores(Database(url=Secret(url)), data_dir) as stores, AsyncExitStack() as stack:
@@ -80,13 +84,19 @@ async def main(url: str, data_dir: Path, name: str) -> None:
             wall=lambda: datetime.now(UTC),
         )
         rules = WorkerRules(name=name, slots={TASK_PROCESSING: SLOTS}, delivery_limit=1000)
-        worker = Worker(stores.queue, around, rules, mine=frozenset(known), random=random.random)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(stores.queue.run())
+        queue: Queue = stores.queue
+        if broker is not None:
+            queue = await stack.enter_async_context(open_rabbitmq(broker))
+            group.create_task(Relay(stores.queue, queue, [TASK_PROCESSING]).run())
+            group.create_task(end_dead_letters(queue, stores.tasks))
+        worker = Worker(queue, around, rules, mine=frozenset(known), random=random.random)
         group.create_task(worker.run())
         sys.stdout.write("works\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    settings = Rabbitmq(url=Secret(sys.argv[4]), prefix=sys.argv[5]) if len(sys.argv) > 4 else None
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], settings))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from tests.postgres_databases import fresh_database
+from tests.rabbit_servers import Rabbits
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -32,9 +34,10 @@ pytestmark = [pytest.mark.alone, pytest.mark.deadline(150)]
 class Workers:
     """Worker processes that can be hurt."""
 
-    def __init__(self, url: str, data_dir: Path) -> None:
+    def __init__(self, url: str, data_dir: Path, *broker: str) -> None:
         self._url = url
         self._data_dir = data_dir
+        self._broker = broker
         self._started = 0
         self.alive: list[asyncio.subprocess.Process] = []
 
@@ -47,6 +50,7 @@ class Workers:
             self._url,
             str(self._data_dir),
             f"worker-{self._started}",
+            *self._broker,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
@@ -63,9 +67,9 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(url: str, data_dir: Path) -> AsyncIterator[Workers]:
-    """No process is left over."""
-    made = Workers(url, data_dir)
+async def workers(url: str, data_dir: Path, *broker: str) -> AsyncIterator[Workers]:
+    """No process is left over. With the address of a broker, and a prefix, the workers read that."""
+    made = Workers(url, data_dir, *broker)
     try:
         yield made
     finally:
@@ -203,3 +207,35 @@ async def _quietly(question: Awaitable[bool]) -> bool:
         return await question
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return False
+
+
+@pytest.mark.deadline(240)
+async def test_a_broker_whose_nodes_are_killed_costs_time_alone(
+    url: str, data_dir: Path, rabbit_cluster: Rabbits
+) -> None:
+    """The leader of the queue, then a majority, and a worker in between."""
+    settings = rabbit_cluster.settings(prefix=uuid.uuid4().hex[:12])
+    assert settings.url is not None
+    broker = (settings.url.reveal(), settings.prefix)
+    async with open_stores(Database(url=Secret(url)), data_dir) as stores, workers(url, data_dir, *broker) as pool:
+        tasks = await submitted(stores)
+        await asyncio.gather(pool.start(), pool.start())
+        await eventually(lambda: _some_ended(url, stores))
+        await asyncio.to_thread(rabbit_cluster.leader_of(f"{settings.prefix}.task_processing").kill)
+        await eventually(lambda: _some_ended(url, stores), 60)
+        await pool.kill(pool.alive[0])
+        await pool.start()
+        await asyncio.to_thread(rabbit_cluster.restore)
+        for node in rabbit_cluster.nodes[:2]:
+            await asyncio.to_thread(node.kill)
+        assert len(await stores.tasks.submit([TaskDraft(tenant="b", agent="effect", input="0")])) == 1
+        await asyncio.to_thread(rabbit_cluster.restore)
+        await eventually(lambda: _all_have_ended(url, len(tasks) + 1), 120)
+
+        found = await counts(url)
+        assert found == {"completed": TASKS + 1, "effects": TASKS + 1}
+
+
+async def _all_have_ended(url: str, tasks: int) -> bool:
+    found = await counts(url)
+    return found.get("completed", 0) + found.get("failed", 0) == tasks
