@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import structlog
@@ -29,7 +30,7 @@ from sutazai.adapters.redis.limits import RedisLimits
 from sutazai.adapters.redis.link import RedisLink, open_redis
 from sutazai.adapters.redis.sessions import RedisSessionStore
 from sutazai.bootstrap.engines import is_engine_wanted, start_engines
-from sutazai.bootstrap.gauges import gauges
+from sutazai.bootstrap.gauges import gauges, task_gauges
 from sutazai.bootstrap.keys import follow_keys, open_door, weight_of
 from sutazai.bootstrap.rules import (
     Live,
@@ -215,7 +216,8 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             place_of=admitted.place_of,
         )
         port = await server.bind()
-        metrics.gauges(lambda: gauges(pipeline, server, ledger))
+        worker: Worker | None = None
+        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue.depths, worker)))
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
             live.settings = new
@@ -244,7 +246,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             group(work, name)
         if pipeline.cached is not None:
             group(pipeline.cached.run, "keep answers")
-        queue = await begin_queue(settings, stores, agents, stack, group)
+        task_queue = await begin_queue(settings, stores, agents, stack, group)
         group(lambda: _seed_limits(stores, pipeline, live), "read what was spent")
         with suppress(TimeoutError):  # a name that does not resolve must not keep the others from serving
             async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
@@ -260,7 +262,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 allowance=lambda tenant, user: gatekeeper.caller_for(tenant, user).allowance,
                 usual=lambda: pipeline.typed.choice() or min(fleet.listed_models(), default=""),
             )
-            worker = make_worker(settings, stores, queue, agents, models)
+            worker = make_worker(settings, stores, task_queue.queue, agents, models)
             group(worker.run, "do tasks")
             stack.push_async_callback(_drained, worker)
         await server.serve()

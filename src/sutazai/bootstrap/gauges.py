@@ -11,6 +11,8 @@ from sutazai.edge.server import Server
 from sutazai.gateway.ledger import Ledger
 from sutazai.gateway.pipeline import Pipeline
 from sutazai.policy.breaker import Position
+from sutazai.tasks.depths import Depths
+from sutazai.tasks.worker import Worker
 from sutazai.telemetry.metrics import counter, gauge
 
 
@@ -24,6 +26,16 @@ def gauges(pipeline: Pipeline, server: Server, ledger: Ledger) -> Iterator[Metri
     yield gauge("sutazai_connections", "Open client connections.", [((), server.connections)])
     yield gauge("sutazai_buffered_bytes", "Request bodies in memory.", [((), server.buffered_bytes)])
     yield gauge("sutazai_usage_rows_waiting", "Usage not yet written to the database.", [((), ledger.waiting)])
+
+
+def task_gauges(depths: Depths, worker: Worker | None) -> Iterator[Metric]:
+    """What is known here of tasks."""
+    waiting = (((name,), count) for name, count in depths.waiting.items())
+    yield gauge("sutazai_tasks_waiting", "Tasks in the queue that may be started.", waiting, ("queue",))
+    if worker is not None:
+        yield gauge("sutazai_attempts_running", "Attempts of tasks under way here.", [((), worker.running)])
+        ends = (((end,), count) for end, count in worker.ends.items())
+        yield counter("sutazai_attempts", "Attempts that ended here, by what became of them.", ends, ("end",))
 
 
 def _nodes(pipeline: Pipeline) -> Iterator[Metric]:

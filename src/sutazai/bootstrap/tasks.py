@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.depths import Depths
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
@@ -50,19 +52,31 @@ def installed_agents(settings: AgentSettings, web: Web) -> Mapping[str, Agent]:
     return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQueue:
+    """What workers read, and how much waits in it."""
+
+    queue: Queue
+    depths: Depths
+
+
 async def begin_queue(
     settings: Settings, stores: Stores, agents: Mapping[str, Agent], stack: AsyncExitStack, begin: Begin
-) -> Queue:
+) -> TaskQueue:
     """The queue that workers read, tended; with a broker the table of PostgreSQL is its outbox."""
+    names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
     if settings.rabbitmq.url is None:
-        return stores.queue
+        depths = Depths([stores.queue], names)
+        begin(depths.run, "look how many tasks wait")
+        return TaskQueue(queue=stores.queue, depths=depths)
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
-    names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
     begin(lambda: end_dead_letters(broker, stores.tasks), "end what the broker gave up")
-    return broker
+    depths = Depths([stores.queue, broker], names)
+    begin(depths.run, "look how many tasks wait")
+    return TaskQueue(queue=broker, depths=depths)
 
 
 def make_worker(
@@ -115,7 +129,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
         )
-        yield make_worker(settings, stores, queue, agents, models)
+        yield make_worker(settings, stores, queue.queue, agents, models)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

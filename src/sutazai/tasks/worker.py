@@ -8,7 +8,7 @@ acknowledged only after the end of its attempt was written, so whatever dies on 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,7 +76,8 @@ class Worker:
         self._has_ended = asyncio.Event()
         self._stopping = asyncio.Event()
         self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
-        self.attempts_total = 0
+        self.ends: Counter[str] = Counter()
+        """Attempts that ended, by the kind of event."""
         self.ended = asyncio.Event()
         """Set when `run` has done its last."""
 
@@ -182,7 +183,6 @@ class Worker:
     # running
 
     async def _attempt(self, running: Running) -> None:
-        self.attempts_total += 1
         task = running.attempt.task
         try:
             ended = Ended(running, await self._outcome(running))
@@ -243,6 +243,7 @@ class Worker:
             except StoreUnavailable as error:  # delivered once more, and passed over then
                 log.warning("deliveries were not acknowledged", why=error.message)
         for one in ended:
+            self.ends[type(one.event).__name__.lower()] += 1
             one.running.room.give()
 
     async def _write_progress(self) -> None:
