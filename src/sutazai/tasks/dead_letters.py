@@ -18,7 +18,7 @@ from sutazai.ports.tasks import Start, TaskStore
 log = structlog.get_logger("sutazai.tasks")
 
 NAME = "dead_letters"
-AT_ONCE = 100
+AT_ONCE = 1000
 PAUSE_S = 2.0
 
 
@@ -29,15 +29,14 @@ async def end_dead_letters(broker: Queue, store: TaskStore) -> None:
             async with broker.consume(NAME, prefetch=AT_ONCE) as consumer:
                 while True:
                     deliveries = await consumer.take(AT_ONCE)
-                    starts = [
-                        Start(task=delivery.message.task, may_take_over=True)
-                        for delivery in deliveries
-                        if delivery.message.task
-                    ]
+                    readable = [delivery for delivery in deliveries if delivery.message.task]
+                    starts = [Start(task=one.message.task, may_take_over=True) for one in readable]
                     # Nobody may start them: a limit of none ends all that have not ended.
                     ended = await store.begin(starts, worker=NAME, delivery_limit=0)
-                    await consumer.ack(deliveries)
-                    log.warning("the broker gave up", messages=len(deliveries), tasks=len(ended))
+                    await consumer.ack(readable)
+                    # What is unreadable stays where it is, for people to look at.
+                    unreadable = len(deliveries) - len(readable)
+                    log.warning("the broker gave up", tasks=len(ended), unreadable=unreadable)
         except StoreUnavailable as error:
             log.warning("dead letters of the broker wait", why=error.message)
         except Exception:  # the border of one turn

@@ -155,9 +155,9 @@ class Worker:
         self, consumer: Consumer, deliveries: Sequence[Delivery], room: Room, attempts: asyncio.TaskGroup
     ) -> None:
         unreadable = [delivery for delivery in deliveries if not delivery.message.task]
-        if unreadable:
-            log.error("messages were unreadable and are dropped; their tasks, if any, stay pending", n=len(unreadable))
-            await consumer.ack(unreadable)
+        if unreadable:  # nobody can read them: the broker sets them aside once they were handed back too often
+            log.error("messages were unreadable and become dead letters", messages=len(unreadable))
+            await consumer.hand_back(unreadable)
         readable = [delivery for delivery in deliveries if delivery.message.task]
         if not readable:
             return

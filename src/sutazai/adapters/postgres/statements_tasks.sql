@@ -197,7 +197,9 @@ UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigin
 DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2
 
 -- name: hand_back_dispatch
-UPDATE dispatch SET consumer = NULL WHERE id = ANY ($1::bigint[]) AND consumer = $2 RETURNING queue
+-- Nobody can start what names no task.
+UPDATE dispatch SET consumer = NULL, queue = CASE WHEN task IS NULL THEN 'dead_letters' ELSE queue END
+WHERE id = ANY ($1::bigint[]) AND consumer = $2 RETURNING queue
 
 -- name: leave_dispatch
 UPDATE dispatch SET consumer = NULL WHERE consumer = $1 RETURNING queue
