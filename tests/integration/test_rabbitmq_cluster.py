@@ -18,7 +18,7 @@ from sutazai.core.errors import QueueUnavailable
 from sutazai.ports.queue import Message
 from sutazai.settings.model import Rabbitmq
 
-pytestmark = pytest.mark.xdist_group("rabbitmq_cluster")
+pytestmark = [pytest.mark.xdist_group("rabbitmq_cluster"), pytest.mark.deadline(120)]
 
 TASKS = "task_processing"
 PUBLISHERS = 8

@@ -249,6 +249,7 @@ async def test_each_group_is_either_applied_or_needs_a_restart(tmp_path: Path, n
         "retry": "[retry]\nattempts = 2",
         "timeouts": "[timeouts]\nidle_s = 2",
         "engine": "[engine]\nslots = 2",
+        "tasks": "[tasks]\nslots = 7",
         "webhooks": "[webhooks]\nsecret = '0123456789abcdef'",
         "logs": "[logs]\naccess = false",
     }

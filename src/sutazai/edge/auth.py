@@ -123,12 +123,15 @@ class Gatekeeper:
         """
         Who asks, by the headers (names in lower case).
 
-        An admin may speak for another tenant (`x-sutazai-tenant`), as workers do for the tenants of their tasks.
+        An admin may speak for another tenant (`x-sutazai-tenant`), as workers do for the tenants of their tasks;
+        from others the header means nothing.
         Raises `Unauthorized`, `Forbidden` or `BadRequest`.
         """
         caller = self._by_key(headers) or self._without_key(headers)
         tenant = headers.get(TENANT)
-        return caller if tenant is None else self._spoken_for(caller, tenant, headers.get(USER, b""))
+        if tenant is None or not caller.is_admin:
+            return caller
+        return self._spoken_for(tenant, headers.get(USER, b""))
 
     def _without_key(self, headers: Mapping[bytes, bytes]) -> Caller:
         if self.required:
@@ -139,10 +142,8 @@ class Gatekeeper:
         self.check_page(headers)
         return self._anonymous
 
-    def _spoken_for(self, speaker: Caller, tenant: bytes, user: bytes) -> Caller:
+    def _spoken_for(self, tenant: bytes, user: bytes) -> Caller:
         """The one whom an admin speaks for: what is asked counts against that tenant's limits, and its key's."""
-        if not speaker.is_admin:
-            raise Forbidden("Only an admin key may speak for another tenant; leave `x-sutazai-tenant` out.")
         name = tenant.decode("latin-1")
         if not (name.strip() and name.isprintable() and len(name) <= MAX_NAME_CHARACTERS):
             raise BadRequest("The header `x-sutazai-tenant` named no tenant; send 1 to 64 printable characters.")

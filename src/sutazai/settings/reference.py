@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import inspect as shapes
 
-from sutazai.settings import model
+from sutazai.settings import model, model_tasks
 from sutazai.settings.check import RANGES
 from sutazai.settings.decode import SHAPE, words
 from sutazai.settings.load import environment_names, literal
@@ -103,7 +103,7 @@ def _section(title: str, shape: shapes.StructType, path: Spot) -> Iterator[str]:
 def attribute_docstrings() -> Mapping[str, Mapping[str, str]]:
     """The docstring of each field, by class and field, as it stands in the model's source."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(model)).body:
+    for node in (*ast.parse(inspect.getsource(model)).body, *ast.parse(inspect.getsource(model_tasks)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         fields = found.setdefault(node.name, {})

@@ -23,7 +23,7 @@ import structlog
 import zstandard
 
 from sutazai.adapters.postgres.database import Connection, Database
-from sutazai.core.errors import StoreUnavailable
+from sutazai.core.errors import Conflict, StoreUnavailable
 from sutazai.core.task import TaskStatus, task_id, uuid_of
 
 log = structlog.get_logger("sutazai.partitions")
@@ -242,10 +242,10 @@ class Partitions:
                     timeout=MAKE_S,
                 )
                 if unfinished:
-                    raise _StillAtWork(unfinished)
+                    raise _StillAtWork(f"{unfinished} of its tasks had not ended. It is tried again later.")
                 await connection.execute("DELETE FROM task_keys WHERE task >= $1 AND task < $2", first, last)
         except _StillAtWork as error:
-            log.warning("an old partition stays: some of its tasks have not ended", name=tasks, tasks=error.args[0])
+            log.warning("an old partition stays", name=tasks, why=error.message)
         else:
             log.info("partition detached", name=tasks)
 
@@ -270,8 +270,8 @@ class Partitions:
         log.info("partition written out", name=name, rows=int(done.split()[-1]))
 
 
-class _StillAtWork(Exception):
-    """So many tasks of the part have not ended."""
+class _StillAtWork(Conflict):
+    """Some tasks of the part have not ended."""
 
 
 async def _unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
