@@ -123,11 +123,17 @@ class Gatekeeper:
         """
         Who asks, by the headers (names in lower case).
 
-        An admin may speak for another tenant (`x-sutazai-tenant`), as workers do for the tenants of their tasks;
-        from others the header means nothing.
-        Raises `Unauthorized`, `Forbidden` or `BadRequest`.
+        Raises `Unauthorized` or `Forbidden`.
         """
-        caller = self._by_key(headers) or self._without_key(headers)
+        return self._by_key(headers) or self._without_key(headers)
+
+    def asks_for(self, caller: Caller, headers: Mapping[bytes, bytes]) -> Caller:
+        """
+        In whose name a model is asked.
+
+        An admin may speak for another tenant (`x-sutazai-tenant`), as workers do for the tenants of their tasks; from
+        others the header means nothing. Raises `BadRequest`.
+        """
         tenant = headers.get(TENANT)
         if tenant is None or not caller.is_admin:
             return caller

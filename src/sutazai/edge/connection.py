@@ -268,6 +268,7 @@ class ClientConnection(asyncio.Protocol):
             elif incoming.endpoint is not None or not self.server.is_open_to_all(path):
                 incoming.caller = self.server.gatekeeper.admit(headers)
                 if incoming.endpoint is not None:
+                    incoming.caller = self.server.gatekeeper.asks_for(incoming.caller, headers)
                     incoming.caller.needs(INFERENCE)
                 incoming.wishes = wishes_in(headers)
         except SutazaiError as error:
