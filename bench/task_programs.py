@@ -32,12 +32,11 @@ class Ours:
 
     async def submit(self, count: int) -> list[float]:
         """Latencies in seconds."""
-        from sutazai.tasks.gather import Gathered  # noqa: PLC0415
-
         from sutazai.adapters.postgres.stores import open_stores  # noqa: PLC0415
         from sutazai.core.task import TaskDraft  # noqa: PLC0415
         from sutazai.settings.model import Database  # noqa: PLC0415
         from sutazai.settings.secret import Secret  # noqa: PLC0415
+        from sutazai.tasks.gather import Gathered  # noqa: PLC0415
 
         async with open_stores(Database(url=Secret(DATABASE)), Path("/nowhere")) as stores:
             gathered = Gathered(stores.tasks)
@@ -87,7 +86,6 @@ class Ours:
             group.create_task(stores.queue.run())
             if BROKER:
                 from sutazai.adapters.rabbitmq.queue import open_rabbitmq  # noqa: PLC0415
-
                 from sutazai.settings.model import Rabbitmq  # noqa: PLC0415
                 from sutazai.tasks.relay import Relay  # noqa: PLC0415
 
