@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sutazai.adapters.openai.gateway_models import open_models
+from sutazai.adapters.postgres.statistics import Statistics
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.process.isolated import isolated
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
@@ -55,6 +56,8 @@ async def begin_queue(
     """The queue that workers read, tended; with a broker the table of PostgreSQL is its outbox."""
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
+    if stores.database is not None:
+        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         return stores.queue
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
