@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sutazai.adapters.openai.gateway_models import open_models
+from sutazai.adapters.postgres.statistics import Statistics
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.process.isolated import isolated
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
@@ -67,6 +68,8 @@ async def begin_queue(
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
+    if stores.database is not None:
+        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)
         begin(depths.run, "look how many tasks wait")

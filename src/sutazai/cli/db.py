@@ -1,4 +1,4 @@
-"""`sutazai db`: bring the tables up to date, and find slow statements."""
+"""`sutazai db`: bring the tables up to date, and look at what is in them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import cyclopts
 from sutazai.adapters.postgres import migrate as migrations
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.slow import SlowStatement, slowest
+from sutazai.adapters.postgres.statistics import AgentDay, Statistics
 from sutazai.cli.printing import print_json, print_table
 from sutazai.cli.stores import refuse, with_database
 
 app = cyclopts.App(
     name="db",
-    help="""Bring the tables up to date, and find slow statements.
+    help="""Bring the tables up to date, and look at what is in them.
 
 Example: `sutazai db migrate --dry-run`""",
 )
 
 _HEADS = ("MEAN MS", "MAX MS", "TOTAL MS", "CALLS", "ROWS", "STATEMENT")
+_DAY_HEADS = ("DATE", "AGENT", "TASKS", "COMPLETED", "FAILED", "MEAN S", "ATTEMPTS")
 _MOST = 1000
 
 
@@ -90,6 +92,37 @@ def slow(*, over_ms: float = 100.0, limit: int = 20, json: bool = False) -> int:
     return with_database(work)
 
 
+@app.command
+def statistics(*, refresh: bool = False, json: bool = False) -> int:
+    """
+    Print what each agent did on each day of UTC, the newest day first.
+
+    Gateways and workers count once an hour, or as `[tasks] statistics_s` says.
+
+    Examples: `sutazai db statistics`, `sutazai db statistics --refresh --json`
+
+    Parameters
+    ----------
+    refresh
+        Count anew before.
+    json
+        Print JSON.
+    """
+
+    async def work(database: Database) -> int:
+        kept = Statistics(database, every_s=math.inf)
+        if refresh and not await kept.refresh():
+            sys.stderr.write("Another process was counting; these are the numbers from before.\n")
+        found = await kept.days()
+        if json:
+            print_json([asdict(day) for day in found])
+        else:
+            print_table(_DAY_HEADS, [_day_cells(day) for day in found])
+        return 0
+
+    return with_database(work)
+
+
 def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:
     if not done:
         return "The tables are up to date.\n"
@@ -100,3 +133,8 @@ def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:
 def _cells(one: SlowStatement) -> list[str]:
     times = [f"{value:.1f}" for value in (one.mean_ms, one.max_ms, one.total_ms)]
     return [*times, str(one.calls), str(one.rows), one.statement]
+
+
+def _day_cells(day: AgentDay) -> list[str]:
+    means = ["" if value is None else f"{value:.2f}" for value in (day.mean_processing_s, day.mean_attempts)]
+    return [f"{day.date}", day.agent, str(day.total_tasks), str(day.completed), str(day.failed), *means]

@@ -44,6 +44,9 @@ class Tasks(Group, frozen=True):
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 
+    statistics_s: float = 3600.0
+    """Seconds between two counts of what each agent did on each day, which `sutazai db statistics` prints."""
+
     drain_s: float = 30.0
     """On SIGTERM, seconds for attempts to end; after that others start them again."""
 

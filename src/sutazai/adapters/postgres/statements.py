@@ -13,6 +13,7 @@ FILES = (
     "statements_webhooks.sql",
     "statements_schedules.sql",
     "statements_files.sql",
+    "statements_upkeep.sql",
 )
 
 

@@ -183,9 +183,9 @@ WITH picked AS (
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 ), taken AS (
+    -- An array, and not a join, whose plan for any limit would read the whole table.
     UPDATE dispatch SET consumer = $3, deliveries = deliveries + 1
-    FROM picked
-    WHERE dispatch.id = picked.id
+    WHERE id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
 )
 SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
@@ -206,14 +206,17 @@ UPDATE dispatch SET consumer = NULL WHERE consumer = $1 RETURNING queue
 
 -- name: ripe_dispatch
 DELETE FROM dispatch
-WHERE id IN (
+WHERE id = ANY (ARRAY(
     SELECT id FROM dispatch WHERE NOT is_due AND available_at <= $1
     ORDER BY available_at LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+))
 RETURNING id, queue, task, tenant, agent, priority, available_at
 
 -- name: depth_dispatch
-SELECT count(*) FROM (SELECT FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL LIMIT $2) AS waiting
+-- In the order of the index, so that it is the index that is read.
+SELECT count(*) FROM (
+    SELECT FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL ORDER BY priority, turn, id LIMIT $2
+) AS waiting
 
 -- name: enter_consumer
 INSERT INTO dispatch_consumers (id) VALUES ($1)

@@ -52,6 +52,8 @@ class Stores:
     files: FileStore
     webhooks: WebhookStore
     schedules: ScheduleStore
+    database: Database | None = None
+    """What they are kept in, for its upkeep; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
 
@@ -93,6 +95,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
     async with connected(url, settings) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
+            database=database,
             keys=PostgresKeyStore(database),
             usage=PostgresUsageStore(database),
             tenants=PostgresTenantStore(database),

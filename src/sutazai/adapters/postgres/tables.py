@@ -191,6 +191,12 @@ Index(
     tasks.c.created_at,
     postgresql_where=text("status IN ('pending', 'processing')"),
 )
+Index(
+    "idx_tasks_status_id",
+    tasks.c.status,
+    tasks.c.id,
+    postgresql_where=text("status IN ('waiting', 'failed', 'cancelled') AND deleted_at IS NULL"),
+)
 Index("idx_tasks_user_status", tasks.c.user_id, tasks.c.status, postgresql_where=text("deleted_at IS NULL"))
 Index("idx_tasks_tenant", tasks.c.tenant, tasks.c.id, postgresql_where=text("deleted_at IS NULL"))
 Index("idx_tasks_parent", tasks.c.parent, postgresql_where=text("parent IS NOT NULL"))

@@ -1,0 +1,21 @@
+-- What keeps the tables of tasks in order and tells how they are, in the form of `statements.sql`.
+
+-- name: statistics_state
+SELECT relispopulated FROM pg_class WHERE oid = to_regclass('agent_performance_daily')
+
+-- name: take_statistics_turn
+SELECT pg_try_advisory_xact_lock(5461335)
+
+-- name: statistics_age_s
+SELECT extract(epoch FROM clock_timestamp() - max(refreshed_at))::float8 FROM agent_performance_daily
+
+-- name: refresh_statistics
+REFRESH MATERIALIZED VIEW CONCURRENTLY agent_performance_daily
+
+-- name: fill_statistics
+REFRESH MATERIALIZED VIEW agent_performance_daily
+
+-- name: statistics
+SELECT agent, date, total_tasks, completed, failed, mean_processing_s, mean_attempts, refreshed_at
+FROM agent_performance_daily
+ORDER BY date DESC, agent
