@@ -8,7 +8,7 @@ one is made. So a chunk whose worker died asks again only what was under way, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,8 +51,15 @@ _TRIED_AGAIN = frozenset({429, 500, 502, 503, 504})
 """Statuses of nodes that another try may spare the line."""
 
 
-def batch_chunk(objects: ObjectStore, refusal: Refusal) -> Agent:
-    """The agent, which reads and writes there."""
+def batch_chunk(
+    objects: ObjectStore, refusal: Refusal, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> Agent:
+    """
+    The agent, which reads and writes there.
+
+    Args:
+        pause: waits so many seconds between two tries of a line.
+    """
 
     @agent(
         name=BATCH_CHUNK,
@@ -70,7 +77,7 @@ def batch_chunk(objects: ObjectStore, refusal: Refusal) -> Agent:
             return ChunkDone(kept.completed, kept.failed)
         done = {number for part in kept.parts for number in part.lines}
         todo = [(number, line) for number, line in lines if number not in done]
-        await _Work(context, objects, refusal, given.batch, kept).run(todo)
+        await _Work(context, objects, refusal, pause, given.batch, kept).run(todo)
         return ChunkDone(kept.completed, kept.failed)
 
     return chunk
@@ -80,11 +87,18 @@ class _Work:
     """The lines of one attempt."""
 
     def __init__(
-        self, context: AgentContext, objects: ObjectStore, refusal: Refusal, batch: str, kept: ChunkKept
+        self,
+        context: AgentContext,
+        objects: ObjectStore,
+        refusal: Refusal,
+        pause: Callable[[float], Awaitable[None]],
+        batch: str,
+        kept: ChunkKept,
     ) -> None:
         self._context = context
         self._objects = objects
         self._refusal = refusal
+        self._pause = pause
         self._batch = batch
         self._kept = kept
 
@@ -137,7 +151,7 @@ class _Work:
                 if tries == TRIES or not _is_worth_a_try(error):
                     return answered(self._batch, number, line, *self._refusal(error))
                 told_s = getattr(error, "retry_after_s", 0.0)
-            await asyncio.sleep(min(LONGEST_PAUSE_S, max(pause_s, told_s)))
+            await self._pause(min(LONGEST_PAUSE_S, max(pause_s, told_s)))
             pause_s *= 2
         raise AssertionError("the loop returns or raises")
 
