@@ -168,6 +168,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
         async def start(
             *nodes: FakeNode | NodeSettings,
             with_engine: bool = False,
+            with_worker: bool = False,
             agents: Mapping[str, Agent] | None = None,
             web: Web | None = None,
             **groups: Any,
@@ -182,6 +183,7 @@ async def gateways(data_dir: Path, fake_nodes: StartNode) -> AsyncIterator[Start
                     settings_path=None,
                     environ={},
                     with_engine=with_engine,
+                    with_worker=with_worker,
                     agents=agents,
                     web=web,
                 )

@@ -41,6 +41,7 @@ def agent(
     concurrency: int = 8,
     time_limit_s: float = 600.0,
     max_attempts: int = 3,
+    is_internal: bool = False,
     is_isolated: bool = False,
 ) -> Callable[[Callable[[AgentContext, In], Awaitable[Out]]], Agent]:
     """
@@ -70,6 +71,7 @@ def agent(
             concurrency=concurrency,
             time_limit_s=time_limit_s,
             max_attempts=max_attempts,
+            is_internal=is_internal,
             is_isolated=is_isolated,
         )
 

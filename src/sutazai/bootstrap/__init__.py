@@ -138,8 +138,9 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         )
         if web is None:
             web = await stack.enter_async_context(way_to_the_web(settings.web))
+        objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
         if agents is None:
-            agents = installed_agents(settings.agents, web)
+            agents = installed_agents(settings.agents, web, stores.files, objects)
         gatekeeper = await open_door(settings, stores)
         metrics = Metrics()
         ledger = Ledger(stores.usage, wall_s=time.time)
@@ -203,7 +204,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
             files=stores.files,
-            objects=await asyncio.to_thread(open_objects, settings.objects, data_dir),
+            objects=objects,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(

@@ -11,16 +11,25 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.openai.gateway_models import open_models
 from sutazai.adapters.postgres.statistics import Statistics
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.process.isolated import isolated
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.web.guarded import open_web
-from sutazai.agents import builtin, tools_with, with_entry_points
-from sutazai.core.errors import SettingsError
+from sutazai.agents import batch_agents, builtin, tools_with, with_entry_points
+from sutazai.agents.batch import Stores as BatchStores
+from sutazai.core.errors import SettingsError, SutazaiError
+from sutazai.core.request import Dialect
+from sutazai.edge.errors import answer_to
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
+from sutazai.ports.files import FileStore
+from sutazai.ports.objects import ObjectStore
 from sutazai.ports.queue import Queue
 from sutazai.ports.web import Web
 from sutazai.settings.model import Agents as AgentSettings
@@ -43,14 +52,20 @@ def way_to_the_web(settings: WebSettings) -> AbstractAsyncContextManager[Web]:
     return open_web(allowed=settings.allowed, limit_s=settings.timeout_s, max_bytes=settings.max_page_bytes)
 
 
-def installed_agents(settings: AgentSettings, web: Web) -> Mapping[str, Agent]:
+def installed_agents(settings: AgentSettings, web: Web, files: FileStore, objects: ObjectStore) -> Mapping[str, Agent]:
     """Those that ship with SutazAI and those of installed packages, by name."""
     tools = tools_with(
         web=web if settings.http_get else None,
         folder=Path(settings.files_dir) if settings.files_dir else None,
     )
-    registry = with_entry_points(builtin(tools))
+    batch = batch_agents(BatchStores(files=files, objects=objects), _refusal)
+    registry = with_entry_points((*builtin(tools), *batch))
     return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
+
+
+def _refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
+    told = answer_to(error, Dialect.OPENAI)
+    return told.status, msgspec.json.decode(told.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +135,9 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         stores = await stack.enter_async_context(
             open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
         )
-        agents = installed_agents(settings.agents, await stack.enter_async_context(way_to_the_web(settings.web)))
+        web = await stack.enter_async_context(way_to_the_web(settings.web))
+        objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
+        agents = installed_agents(settings.agents, web, stores.files, objects)
         key = settings.tasks.gateway_key
         models = await stack.enter_async_context(open_models(gateway_url, key=None if key is None else key.reveal()))
         tasks: list[asyncio.Task[None]] = []

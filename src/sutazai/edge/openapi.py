@@ -9,6 +9,7 @@ from starlette.responses import Response
 from sutazai import __version__
 from sutazai.core.request import Dialect, Endpoint
 from sutazai.edge.freshness import public_reply
+from sutazai.edge.openapi_batches import batch_paths
 from sutazai.edge.openapi_files import file_paths
 from sutazai.edge.openapi_tasks import task_paths
 from sutazai.edge.openapi_words import ANYTHING, PRIORITY, Schema
@@ -151,7 +152,7 @@ def document() -> Schema:
     """OpenAPI 3.1."""
     paths: Schema = {endpoint.path: {"post": _inference(endpoint)} for endpoint in Endpoint}
     paths |= _openai_paths() | _ollama_paths() | _other_paths() | _admin_paths() | _session_paths()
-    paths |= task_paths() | file_paths()
+    paths |= task_paths() | file_paths() | batch_paths()
     return {
         "openapi": "3.1.0",
         "info": {

@@ -86,7 +86,7 @@ def routes(pool: Pool) -> list[Address]:
         submitter(http)
         if not described:
             found = pool.submission.agents
-            described.extend(_told_agent(found[name]) for name in sorted(found))
+            described.extend(_told_agent(found[name]) for name in sorted(found) if not found[name].is_internal)
         return json_reply({"object": "list", "data": described})
 
     return [

@@ -40,6 +40,8 @@ class Said:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """The whole answer in OpenAI's form."""
 
 
 class Models(Protocol):
@@ -120,6 +122,8 @@ class Agent:
     """Attempts at once in one worker."""
     time_limit_s: float = 600.0
     max_attempts: int = 3
+    is_internal: bool = False
+    """Only other agents may ask for it."""
     is_isolated: bool = False
     """Runs in a process of its own, so that a crash takes nothing else along."""
     where: str = ""

@@ -25,7 +25,7 @@ def asked_in(body: Mapping[str, Any]) -> bytes:
 def said_in(body: bytes, *, node: str) -> Said:
     """What an answer of `/v1/chat/completions` says. Raises `NodeFault` naming `node`."""
     try:
-        answer = _DECODER.decode(body)
+        answer, whole = _DECODER.decode(body), msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NodeFault(f"The answer was no chat completion: {error}. Ask again.", node=node) from error
     if not answer.choices:
@@ -39,6 +39,7 @@ def said_in(body: bytes, *, node: str) -> Said:
         model=answer.model,
         input_tokens=(answer.usage or _Usage()).prompt_tokens or 0,
         output_tokens=(answer.usage or _Usage()).completion_tokens or 0,
+        body=whole,
     )
 
 

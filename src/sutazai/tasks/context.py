@@ -91,10 +91,10 @@ class Attempt:
             input=_json(input, "input"),
             queue=known.queue,
             priority=own.priority,
-            deadline=own.deadline,
             parent=self.task.id,
             idempotency_key=f"{self.task.id}/{key or self._spawned}",
-            **{"max_attempts": known.max_attempts, "time_limit_s": known.time_limit_s} | draft,
+            **{"max_attempts": known.max_attempts, "time_limit_s": known.time_limit_s, "deadline": own.deadline}
+            | draft,
         )
         return (await self._around.store.submit([child]))[0].id
 

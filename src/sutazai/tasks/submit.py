@@ -131,10 +131,10 @@ class Submission:
         )
 
     def agent(self, name: str) -> Agent:
-        """The agent of this name. Raises `UnknownAgent`."""
+        """The agent of this name, if clients may ask for it. Raises `UnknownAgent`."""
         agent = self.agents.get(name)
-        if agent is None:
-            raise UnknownAgent(name, nearest(name, self.agents))
+        if agent is None or agent.is_internal:
+            raise UnknownAgent(name, nearest(name, [one.name for one in self.agents.values() if not one.is_internal]))
         return agent
 
     def input(self, agent: Agent, given: bytes) -> str:

@@ -1,0 +1,188 @@
+"""`/v1/batches`: batch jobs in OpenAI's form. Each is a task of the agent `batch`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from sutazai.agents.batch_shapes import (
+    BATCH,
+    ENDPOINT,
+    WINDOW,
+    WINDOW_S,
+    BatchJob,
+    BatchProgress,
+    BatchResult,
+    ChunkDone,
+    Complaint,
+)
+from sutazai.core.errors import BadRequest, Conflict, NotFound
+from sutazai.core.request import Priority
+from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_id, uuid_of
+from sutazai.edge.pool import Pool, caller_of, for_inference
+from sutazai.edge.replies import Address, body_as, json_reply, resource
+from sutazai.edge.tasks import page_size
+from sutazai.ports.tasks import TaskFilter
+from sutazai.tasks.submit import Submitter, Wanted
+
+BATCH_PREFIX = "batch_"
+MAX_CHUNKS = 1000
+_JOB = msgspec.json.Decoder(BatchJob)
+
+
+def routes(pool: Pool) -> list[Address]:
+    """Batch jobs."""
+    store = pool.tasks
+
+    async def create(http: HttpRequest) -> Response:
+        by = _submitter(http)
+        job = await body_as(http, _JOB)
+        _check(job)
+        if await pool.files.get(by.tenant, job.input_file_id) is None:
+            raise BadRequest(
+                f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.",
+                where="input_file_id",
+            )
+        wanted = Wanted(
+            agent=BATCH,
+            input=msgspec.json.encode(job),
+            priority=Priority.LOW,
+            idempotency_key=http.headers.get("idempotency-key", ""),
+        )
+        return json_reply(told(await pool.submission.submit(wanted, by)))
+
+    async def listed(http: HttpRequest) -> Response:
+        tenant, query = _submitter(http).tenant, http.query_params
+        limit, after = page_size(query.get("limit")), query.get("after", "")
+        before = _task_id(after)
+        if after and not before:
+            raise BadRequest("after was no id of a batch job.", where="after")
+        found = await store.page(tenant, TaskFilter(agent=BATCH), before=before, limit=limit + 1)
+        page = [told(task) for task in found[:limit]]
+        ids = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+        return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, **ids})
+
+    async def one(http: HttpRequest) -> Response:
+        return await now(await wanted(http))
+
+    async def cancel(http: HttpRequest) -> Response:
+        task = await wanted(http)
+        if task.status in {TaskStatus.COMPLETED, TaskStatus.FAILED}:
+            raise Conflict(f"The batch job is {told(task)['status']} already; there is nothing to cancel.")
+        return await now(await store.cancel(task.draft.tenant, task.id) or task)
+
+    async def wanted(http: HttpRequest) -> Task:
+        """The batch job in the address. Raises `NotFound`, also for one of another tenant."""
+        tenant, asked = _submitter(http).tenant, http.path_params["batch_id"]
+        task = await store.get(tenant, task_id) if (task_id := _task_id(asked)) else None
+        if task is None or task.draft.agent != BATCH:
+            raise NotFound(f"No batch job is {asked[:64]!r} here; `GET /v1/batches` lists those that are.")
+        return task
+
+    async def now(task: Task) -> Response:
+        """The batch job with what its chunks have done by now."""
+        chunks = []
+        if not (task.status.is_end and task.result) and task.progress:
+            chunks = list(await store.page(task.draft.tenant, TaskFilter(parent=task.id), limit=MAX_CHUNKS))
+        return json_reply(told(task, [_read(chunk.result or chunk.progress, ChunkDone) for chunk in chunks]))
+
+    return [
+        resource("/v1/batches", GET=listed, POST=create),
+        resource("/v1/batches/{batch_id}", GET=one),
+        Address("/v1/batches/{batch_id}/cancel", cancel, methods=["POST"]),
+    ]
+
+
+def told(task: Task, chunks: list[ChunkDone] | None = None) -> dict[str, Any]:
+    """A batch job in OpenAI's form; how many lines are done by now is known from its chunks."""
+    job = msgspec.json.decode(task.draft.input, type=BatchJob)
+    progress, result = _progress(task), _read(task.result, BatchResult)
+    status = _status(task, progress, result)
+    counts = {
+        "total": result.total or progress.total,
+        "completed": result.completed or sum(chunk.completed for chunk in chunks or ()),
+        "failed": result.failed or sum(chunk.failed for chunk in chunks or ()),
+    }
+    errors = _errors(task, result)
+    created_at = int(task.created_at.timestamp())
+    return {
+        "id": BATCH_PREFIX + uuid_of(task.id).hex,
+        "object": "batch",
+        "endpoint": job.endpoint,
+        "errors": {"object": "list", "data": errors} if errors else None,
+        "input_file_id": job.input_file_id,
+        "completion_window": job.completion_window,
+        "status": status,
+        "output_file_id": result.output_file_id,
+        "error_file_id": result.error_file_id,
+        "created_at": created_at,
+        "expires_at": created_at + WINDOW_S,
+        "in_progress_at": result.in_progress_at or progress.in_progress_at,
+        "finalizing_at": result.finalizing_at or progress.finalizing_at,
+        "cancelling_at": _seconds(task.ended_at) if status == "cancelled" else None,
+        **{f"{end}_at": _seconds(task.ended_at) if status == end else None for end in _ENDS},
+        "request_counts": counts,
+        "metadata": job.metadata,
+    }
+
+
+_ENDS = ("completed", "failed", "expired", "cancelled")
+
+
+def _status(task: Task, progress: BatchProgress, result: BatchResult) -> str:
+    if task.status is TaskStatus.CANCELLED:
+        return "cancelled"
+    if task.status is TaskStatus.FAILED:
+        return "expired" if task.reason is FailureReason.DEADLINE else "failed"
+    if task.status is TaskStatus.COMPLETED:
+        if result.errors:
+            return "failed"
+        return "expired" if result.is_expired else "completed"
+    return "cancelling" if task.is_cancelling else progress.stage
+
+
+def _errors(task: Task, result: BatchResult) -> list[Complaint]:
+    if task.status is TaskStatus.FAILED:
+        code = FailureReason.ERROR if task.reason is None else task.reason
+        return [Complaint(code=code.value, message=task.error or "The batch job was given up.")]
+    return result.errors
+
+
+def _progress(task: Task) -> BatchProgress:
+    return (
+        msgspec.json.decode(task.progress, type=BatchProgress) if task.progress else BatchProgress(stage="validating")
+    )
+
+
+def _read(text: str, kind: type[Any]) -> Any:
+    return msgspec.json.decode(text, type=kind) if text else kind()
+
+
+def _check(job: BatchJob) -> None:
+    if job.endpoint != ENDPOINT:
+        raise BadRequest(
+            f"endpoint must be `{ENDPOINT}`; the lines of others are not answered in batch jobs.", where="endpoint"
+        )
+    if job.completion_window != WINDOW:
+        raise BadRequest(f"completion_window must be `{WINDOW}`.", where="completion_window")
+
+
+def _task_id(batch_id: str) -> str:
+    """The id of its task; empty for what is no id of a batch job."""
+    task_id = PREFIX + batch_id.removeprefix(BATCH_PREFIX)
+    return task_id if batch_id.startswith(BATCH_PREFIX) and is_task_id(task_id) else ""
+
+
+def _submitter(http: HttpRequest) -> Submitter:
+    """On whose behalf. Raises `Forbidden` for keys that may not ask models for anything."""
+    for_inference(http)
+    caller = caller_of(http)
+    return Submitter(tenant=caller.tenant, user=caller.key_id, priority=caller.priority, may_rise=caller.is_admin)
+
+
+def _seconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp())
