@@ -26,6 +26,7 @@ bench: .venv/dev.stamp .venv/servers.stamp  ## Measure the request path beside i
 	@scripts/setup bench
 	@$(BIN)/python -m bench.run
 	@$(BIN)/python -m bench.traffic
+	@$(BIN)/python -m bench.task_queues
 
 lock:  ## Pin the newest versions that pyproject.toml allows
 	@scripts/lock

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
+from tests.rabbit_servers import rabbits
 
 from bench.findings import Finding, print_findings
 from bench.machine import mark, processes_of
@@ -31,8 +32,6 @@ from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-bench" / "bin"
 LIMIT_S = 120.0
-START_S = 3.0
-"""For a worker to start before it is timed; its start is not part of the figure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +159,6 @@ def main() -> None:
         stack.callback(lambda: asyncio.run(server.stop()))
         broker = ""
         if any(one.on_rabbitmq for one in chosen):
-            from tests.rabbit_servers import rabbits  # noqa: PLC0415
-
             url = stack.enter_context(rabbits(1)).settings().url
             assert url is not None
             broker = url.reveal()
