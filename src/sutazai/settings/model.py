@@ -466,6 +466,12 @@ class Tasks(Group, frozen=True):
     statistics_s: float = 3600.0
     """Seconds between two counts of what each agent did on each day, which `sutazai db statistics` prints."""
 
+    partition: Literal["month", "quarter"] = "month"
+    """The time that one part of the tables of tasks and events holds. Parts that are there already stay as they are."""
+
+    keep_months: int = 0
+    """Parts older than this leave the database for the object store, below `archive`. 0: all stay."""
+
     drain_s: float = 30.0
     """On SIGTERM, seconds for attempts to end; after that others start them again."""
 
