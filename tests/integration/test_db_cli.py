@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.postgres_servers import PostgresServer, counting, streaming
 
 import sutazai
 from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.partitions import Partitions
 
 SOURCE = Path(sutazai.__file__).parents[1]
 NAMES = [f"{one.revision}_{one.name}" for one in migrate.read()]
@@ -97,3 +100,22 @@ def test_what_makes_no_sense_is_one_sentence(server: PostgresServer, arguments: 
     done = db(server, "slow", *arguments)
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_partitions_are_listed(server: PostgresServer) -> None:
+    assert db(server, "migrate").returncode == 0
+    asyncio.run(_tend(server))
+
+    lines = db(server, "partitions").stdout.splitlines()
+    (first, *_) = json.loads(db(server, "partitions", "--json").stdout)
+
+    assert lines[0].split() == ["NAME", "FROM", "UNTIL", "BEFORE", "ROWS", "MIB"]
+    assert lines[1].split()[:4] == ["events_2026_10", "2026-10-01", "2026-11-01", "0"]
+    assert [line.split()[0] for line in lines[-2:]] == ["tasks_2026_12", "tasks_default"]
+    assert (first["name"], first["belongs_to"]) == ("events_2026_10", "events")
+    assert (first["begin"], first["end"]) == ("2026-10-01T00:00:00Z", "2026-11-01T00:00:00Z")
+
+
+async def _tend(server: PostgresServer) -> None:
+    async with open_database(server.url, timeout_s=10) as database:
+        await Partitions(database, wall=lambda: datetime(2026, 10, 5, tzinfo=UTC)).tend()

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sutazai.adapters.objects.archive import archived
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -26,8 +28,11 @@ from sutazai.adapters.postgres.partitions import Partitions, Period, Writer, spa
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
+from sutazai.bootstrap import upkeep
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.task import Cancelled, Submitted, TaskDraft, TaskStatus, task_id
+from sutazai.settings.model import Settings
+from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.secret import Secret
 from sutazai.tasks.replay import verify
 
@@ -270,6 +275,20 @@ async def test_a_part_that_the_archive_did_not_take_is_written_the_next_time(pla
 
     assert len(place.archived) == 2
     assert await partitions.restore("tasks_2026_03", _chunks(place.archived["tasks_2026_03.csv.zst"])) == 1
+
+
+async def test_old_parts_go_to_the_object_store_of_the_settings_and_come_back(place: Place, tmp_path: Path) -> None:
+    place.now = datetime.now(UTC)
+    await place.task(datetime(2020, 3, 1, tzinfo=UTC))
+    await place.task(place.now)
+    settings = Settings(tasks=TaskSettings(partition="quarter", keep_months=12))
+    partitions = await upkeep.partitions(settings, place.database, tmp_path)
+    await partitions.tend()
+
+    assert await place.rows("tasks") == 1
+    packed = archived(open_objects(settings.objects, tmp_path), "tasks_2020_q1.csv.zst")
+    assert await partitions.restore("tasks_2020_q1", packed) == 1
+    assert await place.rows("archived_tasks_2020_q1") == 1
 
 
 async def test_the_key_of_a_task_that_was_taken_out_makes_a_new_one(place: Place) -> None:

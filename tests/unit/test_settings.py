@@ -434,6 +434,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_RABBITMQ_URL": "amqp://a",
         "SUTAZAI_WEBHOOKS_SECRET": "0123456789abcdef",
         "SUTAZAI_OBJECTS_ENDPOINT": "http://a",
+        "SUTAZAI_TASKS_PARTITION": "quarter",
     }.get(name, endings.get(name[-6:], other_value(shape)))
 
     needed = {"SUTAZAI_DATABASE_URL": "postgresql://a/b"} if name == "SUTAZAI_DATABASE_REPLICAS" else {}

@@ -45,6 +45,7 @@ from sutazai.bootstrap.rules import (
 )
 from sutazai.bootstrap.task_edge import make_task_edge
 from sutazai.bootstrap.tasks import begin_queue, installed_agents, make_worker, way_to_the_web
+from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
 from sutazai.edge.app import build
@@ -249,6 +250,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             group(pipeline.cached.run, "keep answers")
         task_queue = await begin_queue(settings, stores, agents, stack, group)
         group(lambda: _seed_limits(stores, pipeline, live), "read what was spent")
+        await begin_partitions(settings, stores, data_dir, group)
         with suppress(TimeoutError):  # a name that does not resolve must not keep the others from serving
             async with asyncio.timeout(settings.health.timeout_s + FIRST_ROUND_S):
                 await membership.settled.wait()

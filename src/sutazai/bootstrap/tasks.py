@@ -24,6 +24,7 @@ from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.web.guarded import open_web
 from sutazai.agents import batch_agents, builtin, tools_with, with_entry_points
 from sutazai.agents.batch import Stores as BatchStores
+from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.core.request import Dialect
 from sutazai.edge.errors import answer_to
@@ -146,6 +147,9 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
             await work()
 
         stack.push_async_callback(_end, tasks)
+        await begin_partitions(
+            settings, stores, data_dir, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
+        )
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
         )

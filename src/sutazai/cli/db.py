@@ -11,6 +11,7 @@ import cyclopts
 
 from sutazai.adapters.postgres import migrate as migrations
 from sutazai.adapters.postgres.database import Database
+from sutazai.adapters.postgres.partitions import Part, all_parts
 from sutazai.adapters.postgres.slow import SlowStatement, slowest
 from sutazai.adapters.postgres.statistics import AgentDay, Statistics
 from sutazai.cli.printing import print_json, print_table
@@ -25,6 +26,7 @@ Example: `sutazai db migrate --dry-run`""",
 
 _HEADS = ("MEAN MS", "MAX MS", "TOTAL MS", "CALLS", "ROWS", "STATEMENT")
 _DAY_HEADS = ("DATE", "AGENT", "TASKS", "COMPLETED", "FAILED", "MEAN S", "ATTEMPTS")
+_PART_HEADS = ("NAME", "FROM", "UNTIL BEFORE", "ROWS", "MIB")
 _MOST = 1000
 
 
@@ -123,6 +125,33 @@ def statistics(*, refresh: bool = False, json: bool = False) -> int:
     return with_database(work)
 
 
+@app.command
+def partitions(*, json: bool = False) -> int:
+    """
+    Print the parts of the tables of tasks and events.
+
+    Gateways and workers make them ahead of time, a month or a quarter each, as `[tasks] partition` says, and write
+    those older than `keep_months` to the object store.
+
+    Examples: `sutazai db partitions`, `sutazai db partitions --json`
+
+    Parameters
+    ----------
+    json
+        Print JSON.
+    """
+
+    async def work(database: Database) -> int:
+        found = await all_parts(database)
+        if json:
+            print_json([asdict(part) for part in found])
+        else:
+            print_table(_PART_HEADS, [_part_cells(part) for part in found])
+        return 0
+
+    return with_database(work)
+
+
 def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:
     if not done:
         return "The tables are up to date.\n"
@@ -138,3 +167,8 @@ def _cells(one: SlowStatement) -> list[str]:
 def _day_cells(day: AgentDay) -> list[str]:
     means = ["" if value is None else f"{value:.2f}" for value in (day.mean_processing_s, day.mean_attempts)]
     return [f"{day.date}", day.agent, str(day.total_tasks), str(day.completed), str(day.failed), *means]
+
+
+def _part_cells(part: Part) -> list[str]:
+    times = ["" if moment is None else f"{moment:%Y-%m-%d}" for moment in (part.begin, part.end)]
+    return [part.name, *times, str(part.rows), f"{part.size_bytes / 2**20:.1f}"]

@@ -145,6 +145,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "max_length": COUNT,
         "delivery_limit": Range(1, 1000),
         "statistics_s": Range(1, 30 * 86_400),
+        "keep_months": Range(0, 1200),
         "drain_s": PAUSE_S,
         "max_rss_bytes": Range(0),
     },

@@ -44,6 +44,12 @@ class Tasks(Group, frozen=True):
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 
+    partition: Literal["month", "quarter"] = "month"
+    """The time that one part of the tables of tasks and events holds. Parts that are there already stay as they are."""
+
+    keep_months: int = 0
+    """Parts older than this leave the database for the object store, below `archive`. 0: all stay."""
+
     statistics_s: float = 3600.0
     """Seconds between two counts of what each agent did on each day, which `sutazai db statistics` prints."""
 

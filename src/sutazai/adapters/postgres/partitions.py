@@ -85,6 +85,33 @@ def span_named(name: str) -> Span | None:
     return span_of("month", datetime(int(found["year"]), int(found["month"]), 1, tzinfo=UTC))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One partition as it is."""
+
+    name: str
+    belongs_to: str
+    begin: datetime | None
+    """None for the default partition, which takes what no other does."""
+    end: datetime | None
+    """Nothing of this moment or after it."""
+    rows: int
+    """As PostgreSQL last estimated."""
+    size_bytes: int
+    """With its indexes."""
+
+
+async def all_parts(database: Database) -> Sequence[Part]:
+    """Those that belong to their tables, oldest first. Raises `StoreUnavailable`."""
+    async with database.reading() as connection:
+        rows = await connection.fetch(database.sql["all_partitions"])
+    spans = [span_named(row["name"]) for row in rows]
+    return [
+        Part(begin=span.begin if span else None, end=span.end if span else None, **row)
+        for row, span in zip(rows, spans, strict=True)
+    ]
+
+
 class Partitions:
     """What `run` does at the start and every hour, in any number of processes."""
 

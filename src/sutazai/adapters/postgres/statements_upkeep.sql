@@ -19,3 +19,12 @@ REFRESH MATERIALIZED VIEW agent_performance_daily
 SELECT agent, date, total_tasks, completed, failed, mean_processing_s, mean_attempts, refreshed_at
 FROM agent_performance_daily
 ORDER BY date DESC, agent
+
+-- name: all_partitions
+SELECT parent.relname AS belongs_to, part.relname AS name, greatest(part.reltuples, 0)::bigint AS rows,
+    pg_total_relation_size(part.oid) AS size_bytes
+FROM pg_inherits
+JOIN pg_class AS part ON part.oid = inhrelid
+JOIN pg_class AS parent ON parent.oid = inhparent
+WHERE inhparent IN (to_regclass('tasks'), to_regclass('events'))
+ORDER BY parent.relname, part.relname

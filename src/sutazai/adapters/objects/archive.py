@@ -1,0 +1,51 @@
+"""
+Long files as objects of a bounded size: what is taken out of the database, and read back.
+
+The parts of a file are objects below `archive/NAME`; one more, written last, says how many they are. Without it there
+is no such file, so one whose writing failed is not there, and writing it again replaces what was left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from sutazai.ports.objects import ObjectStore, checked_name
+
+PART_BYTES = 4 * 1024 * 1024
+FOLDER = "archive"
+"""No tenant's part of the store begins so: see `object_name`."""
+COUNT = "parts"
+
+
+@asynccontextmanager
+async def archiving(objects: ObjectStore, name: str) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+    """Write a file; it is there once the context has ended well. Raises what `ObjectStore.put` does."""
+    buffer = bytearray()
+    count = 0
+
+    async def put_part() -> None:
+        nonlocal count
+        await objects.put(_part(name, f"{count:06}"), bytes(buffer[:PART_BYTES]))
+        del buffer[:PART_BYTES]
+        count += 1
+
+    async def write(chunk: bytes) -> None:
+        buffer.extend(chunk)
+        while len(buffer) >= PART_BYTES:
+            await put_part()
+
+    yield write
+    if buffer:
+        await put_part()
+    await objects.put(_part(name, COUNT), str(count).encode())
+
+
+async def archived(objects: ObjectStore, name: str) -> AsyncIterator[bytes]:
+    """The file, part by part. Raises `NotFound` where there is none, and what `ObjectStore.get` does."""
+    for number in range(int(await objects.get(_part(name, COUNT)))):
+        yield await objects.get(_part(name, f"{number:06}"))
+
+
+def _part(name: str, part: str) -> str:
+    return checked_name(f"{FOLDER}/{name}/{part}")

@@ -1,0 +1,35 @@
+"""Partitions of the tables of tasks, tended as the settings say."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from sutazai.adapters.objects.archive import archiving
+from sutazai.adapters.objects.store import open_objects
+from sutazai.adapters.postgres.database import Database
+from sutazai.adapters.postgres.partitions import Partitions
+from sutazai.adapters.postgres.stores import Stores
+from sutazai.settings.model import Settings
+
+MONTH_S = 31 * 86_400.0
+
+
+async def begin_partitions(
+    settings: Settings, stores: Stores, data_dir: Path, begin: Callable[[Callable[[], Awaitable[None]], str], None]
+) -> None:
+    """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
+    if stores.database is not None:
+        begin((await partitions(settings, stores.database, data_dir)).run, "tend partitions")
+
+
+async def partitions(settings: Settings, database: Database, data_dir: Path) -> Partitions:
+    """Those of the settings. Raises `SettingsError` or `StoreUnavailable` for the object store."""
+    period, keep_months = settings.tasks.partition, settings.tasks.keep_months
+    if keep_months == 0:
+        return Partitions(database, period=period)
+    objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
+    archive = functools.partial(archiving, objects)
+    return Partitions(database, period=period, keep_s=keep_months * MONTH_S, archive=archive)
