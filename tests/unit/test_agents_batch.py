@@ -168,7 +168,7 @@ class BreaksAt:
 async def test_a_job_that_breaks_off_while_it_writes_goes_on(call: int) -> None:
     place = await begun(60)
     for child in place.children:
-        await place.chunk(child, always=lambda asked: said(asked))
+        await place.chunk(child, always=said)
         place.end(child)
     objects, files = place.objects, place.files
     place.objects = BreaksAt(objects, {"get", "put", "delete", "list", "get_range"}, call)  # type: ignore[assignment]
