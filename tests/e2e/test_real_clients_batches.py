@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import openai
 import pytest
 
+from sutazai.adapters.postgres.stores import open_stores
+from sutazai.core.identity import Role
 from sutazai.core.node import NodeKind
-from sutazai.settings.model import Objects
+from sutazai.settings.model import Auth, Database, Objects
 from sutazai.testing import Answer, Fault
 
 if TYPE_CHECKING:
@@ -88,6 +92,11 @@ def has_ended(batch: Batch) -> bool:
     return batch.status in {"completed", "failed", "expired", "cancelled"}
 
 
+def completed_in(batch: Batch) -> int:
+    assert batch.request_counts is not None
+    return batch.request_counts.completed
+
+
 async def told(client: openai.AsyncOpenAI, file_id: str | None) -> list[dict[str, Any]]:
     assert file_id is not None
     content = (await client.files.content(file_id)).content
@@ -149,10 +158,12 @@ async def test_an_input_with_mistakes_is_not_begun(client: openai.AsyncOpenAI, n
     assert not node.inferences
 
 
-async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, node: FakeNode) -> None:
+async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, node: FakeNode, tmp_path: Path) -> None:
+    node.script.extend([Answer()] * 10)
     node.default = Fault.stall_before_head()
     batch = await begun(client, *(line(number) for number in range(200, 260)))
-    batch = await until(client, batch, lambda one: one.status == "in_progress" and node.active > 0)
+    batch = await until(client, batch, lambda one: completed_in(one) == 10 and node.active > 0)
+    assert parts_in(tmp_path)
 
     cancelled = await client.batches.cancel(batch.id)
 
@@ -163,6 +174,7 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
         while node.active:
             await asyncio.sleep(LOOK_S)
     assert (await client.batches.cancel(batch.id)).status == "cancelled"
+    assert parts_in(tmp_path) == []
 
 
 async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:
@@ -215,3 +227,37 @@ async def test_a_chunk_cannot_be_submitted_by_clients(client: openai.AsyncOpenAI
     agents: Any = await client.get("/agents", cast_to=object)
     assert "batch" in {one["name"] for one in agents["data"]}
     assert "batch_chunk" not in {one["name"] for one in agents["data"]}
+
+
+async def test_another_tenant_finds_no_batch_job(
+    gateways: StartGateway, node: FakeNode, data_dir: Path, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(Database(), data_dir))
+        gateway = await gateways(node, objects=Objects(url=str(tmp_path)), auth=Auth(required=True))
+
+        async def caller(tenant: str) -> openai.AsyncOpenAI:
+            _, key = await stores.keys.create(name=tenant, tenant=tenant, role=Role.USER)
+            url = f"http://127.0.0.1:{gateway.port}/v1"
+            return await stack.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
+
+        owner = await caller(f"a-{uuid.uuid4().hex[:8]}")
+        other = await caller(f"b-{uuid.uuid4().hex[:8]}")
+        batch = await begun(owner, line(1))
+
+        for call in (other.batches.retrieve, other.batches.cancel):
+            with pytest.raises(openai.NotFoundError, match=batch.id):
+                await call(batch.id)
+        assert [one.id async for one in other.batches.list()] == []
+        with pytest.raises(openai.BadRequestError, match="no file here"):
+            await other.batches.create(
+                input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        assert (await owner.batches.retrieve(batch.id)).status == "validating"
+        assert (await owner.batches.cancel(batch.id)).status == "cancelled"
+
+
+async def test_an_id_that_is_none_finds_nothing(client: openai.AsyncOpenAI) -> None:
+    for wrong in ("batch_" + "0" * 32, "batch_1", "task_" + "0" * 32, "0" * 32):
+        with pytest.raises(openai.NotFoundError):
+            await client.batches.retrieve(wrong)

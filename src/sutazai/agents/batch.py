@@ -84,6 +84,14 @@ def batch_agents(stores: Stores, refusal: Refusal) -> tuple[Agent, Agent]:
     return batch, batch_chunk(stores.objects, refusal)
 
 
+async def forget_parts(objects: ObjectStore, tenant: str, batch: str) -> None:
+    """Delete what chunks wrote, but not the files that were made of it."""
+    folder = folder_of(tenant, batch)
+    while names := await objects.list(folder, limit=DELETED_AT_ONCE):
+        for name in names:
+            await objects.delete(name)
+
+
 class _Batch:
     """One attempt at a batch job."""
 
@@ -105,7 +113,7 @@ class _Batch:
         if kept.result is None:
             kept.result = await self._answered(kept)
             await self._keep(kept)
-        await self._forget_parts()
+        await forget_parts(self._stores.objects, self._tenant, self._digits)
         return kept.result
 
     async def _scanned(self) -> Scan | BatchResult:
@@ -199,12 +207,6 @@ class _Batch:
         if not await self._stores.files.add(file, at_most=MAX_FILES):
             raise Forbidden(f"The tenant has {MAX_FILES} files already; delete some of them, then retry the task.")
         return file_id
-
-    async def _forget_parts(self) -> None:
-        objects, folder = self._stores.objects, folder_of(self._tenant, self._digits)
-        while names := await objects.list(folder, limit=DELETED_AT_ONCE):
-            for name in names:
-                await objects.delete(name)
 
     async def _keep(self, kept: _Kept) -> None:
         await self._context.checkpoint(msgspec.to_builtins(kept))

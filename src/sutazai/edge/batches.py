@@ -9,8 +9,10 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from sutazai.agents.batch import forget_parts
 from sutazai.agents.batch_shapes import (
     BATCH,
+    BATCH_CHUNK,
     ENDPOINT,
     WINDOW,
     WINDOW_S,
@@ -73,7 +75,10 @@ def routes(pool: Pool) -> list[Address]:
         task = await wanted(http)
         if task.status in {TaskStatus.COMPLETED, TaskStatus.FAILED}:
             raise Conflict(f"The batch job is {told(task)['status']} already; there is nothing to cancel.")
-        return await now(await store.cancel(task.draft.tenant, task.id) or task)
+        cancelled = await store.cancel(task.draft.tenant, task.id) or task
+        if cancelled.status is TaskStatus.CANCELLED:
+            await forget_parts(pool.objects, task.draft.tenant, uuid_of(task.id).hex)
+        return await now(cancelled)
 
     async def wanted(http: HttpRequest) -> Task:
         """The batch job in the address. Raises `NotFound`, also for one of another tenant."""
@@ -87,7 +92,8 @@ def routes(pool: Pool) -> list[Address]:
         """The batch job with what its chunks have done by now."""
         chunks = []
         if not (task.status.is_end and task.result) and task.progress:
-            chunks = list(await store.page(task.draft.tenant, TaskFilter(parent=task.id), limit=MAX_CHUNKS))
+            which = TaskFilter(agent=BATCH_CHUNK, parent=task.id)
+            chunks = list(await store.page(task.draft.tenant, which, limit=MAX_CHUNKS))
         return json_reply(told(task, [_read(chunk.result or chunk.progress, ChunkDone) for chunk in chunks]))
 
     return [
@@ -99,7 +105,7 @@ def routes(pool: Pool) -> list[Address]:
 
 def told(task: Task, chunks: list[ChunkDone] | None = None) -> dict[str, Any]:
     """A batch job in OpenAI's form; how many lines are done by now is known from its chunks."""
-    job = msgspec.json.decode(task.draft.input, type=BatchJob)
+    job = _job(task)
     progress, result = _progress(task), _read(task.result, BatchResult)
     status = _status(task, progress, result)
     counts = {
@@ -150,6 +156,13 @@ def _errors(task: Task, result: BatchResult) -> list[Complaint]:
         code = FailureReason.ERROR if task.reason is None else task.reason
         return [Complaint(code=code.value, message=task.error or "The batch job was given up.")]
     return result.errors
+
+
+def _job(task: Task) -> BatchJob:
+    try:
+        return _JOB.decode(task.draft.input)
+    except msgspec.ValidationError:  # another agent asked for it, and wrongly; it has failed, or will
+        return BatchJob(input_file_id="", endpoint="")
 
 
 def _progress(task: Task) -> BatchProgress:
