@@ -234,15 +234,14 @@ async def test_another_tenant_finds_no_batch_job(
 ) -> None:
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(Database(), data_dir))
+        names = [f"{letter}-{uuid.uuid4().hex[:8]}" for letter in "ab"]
+        keys = [(await stores.keys.create(name=name, tenant=name, role=Role.USER))[1] for name in names]
         gateway = await gateways(node, objects=Objects(url=str(tmp_path)), auth=Auth(required=True))
-
-        async def caller(tenant: str) -> openai.AsyncOpenAI:
-            _, key = await stores.keys.create(name=tenant, tenant=tenant, role=Role.USER)
-            url = f"http://127.0.0.1:{gateway.port}/v1"
-            return await stack.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
-
-        owner = await caller(f"a-{uuid.uuid4().hex[:8]}")
-        other = await caller(f"b-{uuid.uuid4().hex[:8]}")
+        url = f"http://127.0.0.1:{gateway.port}/v1"
+        owner, other = [
+            await stack.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
+            for key in keys
+        ]
         batch = await begun(owner, line(1))
 
         for call in (other.batches.retrieve, other.batches.cancel):
