@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -15,9 +16,14 @@ import pytest
 from tests.postgres_servers import PostgresServer, counting, streaming
 
 import sutazai
+from sutazai.adapters.objects.archive import archiving
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.partitions import Partitions
+from sutazai.adapters.postgres.task_changes import TaskChanges
+from sutazai.core.task import Cancelled, Submitted, TaskDraft, task_id
+from sutazai.settings.model import Objects
 
 SOURCE = Path(sutazai.__file__).parents[1]
 NAMES = [f"{one.revision}_{one.name}" for one in migrate.read()]
@@ -35,7 +41,9 @@ def counter() -> Iterator[PostgresServer]:
         yield server
 
 
-def db(server: PostgresServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+def db(
+    server: PostgresServer, *arguments: str, objects: Path = Path("/nowhere/objects")
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "sutazai", "db", *arguments],
         capture_output=True,
@@ -47,6 +55,7 @@ def db(server: PostgresServer, *arguments: str) -> subprocess.CompletedProcess[s
             "PATH": os.defpath,
             "HOME": "/nowhere",
             "SUTAZAI_DATABASE_URL": server.url.reveal(),
+            "SUTAZAI_OBJECTS_URL": str(objects),
         },
         timeout=60,
     )
@@ -119,3 +128,33 @@ def test_partitions_are_listed(server: PostgresServer) -> None:
 async def _tend(server: PostgresServer) -> None:
     async with open_database(server.url, timeout_s=10) as database:
         await Partitions(database, wall=lambda: datetime(2026, 10, 5, tzinfo=UTC)).tend()
+
+
+def test_a_part_that_was_archived_is_read_back(server: PostgresServer, tmp_path: Path) -> None:
+    assert db(server, "migrate").returncode == 0
+    asyncio.run(_archive(server, tmp_path))
+
+    done = db(server, "restore", "tasks_2020_03", objects=tmp_path)
+    again = db(server, "restore", "tasks_2020_03", objects=tmp_path)
+    missing = db(server, "restore", "tasks_2019_03", objects=tmp_path)
+
+    assert (done.returncode, done.stdout) == (0, "archived_tasks_2020_03: 1 rows\n")
+    assert ask(server, "SELECT count(*) FROM archived_tasks_2020_03") == 1
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
+    assert missing.stderr == (
+        "The object store had no part 'tasks_2019_03' in its folder `archive`. Give the name of one.\n"
+    )
+
+
+async def _archive(server: PostgresServer, folder: Path) -> None:
+    at = datetime(2020, 3, 1, tzinfo=UTC)
+    async with open_database(server.url, timeout_s=10) as database:
+        async with database.transaction() as connection:
+            changes = TaskChanges(connection, database, at)
+            task = task_id(at.timestamp(), 1)
+            changes.submit(task, Submitted(TaskDraft(tenant="acme", agent="echo")))
+            changes.apply(task, Cancelled())
+            await changes.write()
+        archive = functools.partial(archiving, open_objects(Objects(url=str(folder)), folder))
+        await Partitions(database, keep_s=1, archive=archive).tend()

@@ -9,13 +9,16 @@ from dataclasses import asdict
 
 import cyclopts
 
+from sutazai.adapters.objects.archive import archived
 from sutazai.adapters.postgres import migrate as migrations
 from sutazai.adapters.postgres.database import Database
-from sutazai.adapters.postgres.partitions import Part, all_parts
+from sutazai.adapters.postgres.partitions import Part, Partitions, all_parts
 from sutazai.adapters.postgres.slow import SlowStatement, slowest
 from sutazai.adapters.postgres.statistics import AgentDay, Statistics
 from sutazai.cli.printing import print_json, print_table
-from sutazai.cli.stores import refuse, with_database
+from sutazai.cli.stores import refuse, with_archive, with_database
+from sutazai.core.errors import NotFound
+from sutazai.ports.objects import ObjectStore
 
 app = cyclopts.App(
     name="db",
@@ -150,6 +153,32 @@ def partitions(*, json: bool = False) -> int:
         return 0
 
     return with_database(work)
+
+
+@app.command
+def restore(name: str) -> int:
+    """
+    Read a part of the tables that was written to the object store into a table of its own, `archived_NAME`.
+
+    It is for looking at; the gateways do not see its tasks. Drop the table when you are done.
+
+    Example: `sutazai db restore tasks_2026_01`
+
+    Parameters
+    ----------
+    name
+        Of the part, such as `tasks_2026_01` or `events_2026_q1`.
+    """
+
+    async def work(database: Database, objects: ObjectStore) -> int:
+        try:
+            rows = await Partitions(database).restore(name, archived(objects, f"{name}.csv.zst"))
+        except NotFound:
+            return refuse(f"The object store had no part {name!r} in its folder `archive`. Give the name of one.")
+        sys.stdout.write(f"archived_{name}: {rows} rows\n")
+        return 0
+
+    return with_archive(work)
 
 
 def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:

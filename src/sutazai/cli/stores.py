@@ -10,12 +10,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.stores import Stores, open_bare, open_stores
-from sutazai.core.errors import BadRequest, SettingsError, StoreUnavailable
+from sutazai.core.errors import BadRequest, NotFound, SettingsError, StoreUnavailable
 from sutazai.ports.audit import Actor
+from sutazai.ports.objects import ObjectStore
 from sutazai.settings import load as settings
 from sutazai.settings.model import Database as DatabaseSettings
+from sutazai.settings.model import Settings
 
 REFUSED = 1
 """The exit code where the request made no sense, or the database was away."""
@@ -43,13 +46,25 @@ def with_database(work: Callable[[Database], Awaitable[int]]) -> int:
     return _told(run)
 
 
+def with_archive(work: Callable[[Database, ObjectStore], Awaitable[int]]) -> int:
+    """The same with the store of objects beside it."""
+
+    async def run() -> int:
+        loaded, data_dir = _loaded()
+        objects = await asyncio.to_thread(open_objects, loaded.objects, data_dir)
+        async with open_bare(loaded.database, data_dir) as database:
+            return await work(database, objects)
+
+    return _told(run)
+
+
 def _told(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
         return asyncio.run(run())
     except SettingsError as error:
         sys.stderr.write("".join(f"{mistake}\n" for mistake in error.mistakes))
         return MISTAKES
-    except (BadRequest, StoreUnavailable) as error:
+    except (BadRequest, NotFound, StoreUnavailable) as error:
         return refuse(error.message)
 
 
@@ -70,5 +85,10 @@ def who() -> Actor:
 
 
 def _settings() -> tuple[DatabaseSettings, Path]:
+    loaded, data_dir = _loaded()
+    return loaded.database, data_dir
+
+
+def _loaded() -> tuple[Settings, Path]:
     loaded = settings.load(settings.find(os.environ, Path.cwd()), os.environ)
-    return loaded.database, settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)
+    return loaded, settings.data_dir(loaded, os.environ, is_root=os.geteuid() == 0)
