@@ -247,3 +247,28 @@ async def test_a_task_for_later_waits_for_its_time(stores: Stores) -> None:
 
     assert task.started_at is not None
     assert task.started_at >= at
+
+
+async def test_a_task_that_waits_for_a_place_of_its_agent_can_be_cancelled(stores: Stores) -> None:
+    """Its place in the worker is free again: with two places a third task would never start otherwise."""
+    going = asyncio.Event()
+    ran: list[str] = []
+
+    async def one_at_a_time(context: AgentContext, value: Any) -> Any:
+        ran.append(context.task.id)
+        await going.wait()
+        return value
+
+    agent = made("one", one_at_a_time, concurrency=1)
+    async with working(stores, agent, made("echo", echo), slots={TASK_PROCESSING: 2}) as worker:
+        both = [await submitted(stores, "one", input="1"), await submitted(stores, "one", input="1")]
+        await eventually(lambda: worker.running == 2)
+        (waiting,) = [task for task in both if task.id not in ran]
+        await stores.tasks.cancel(TENANT, waiting.id)
+        cancelled = await ended(stores, waiting)
+        third = await ended(stores, await submitted(stores, "echo", input="3"))
+        going.set()
+
+    assert len(ran) == 1
+    assert cancelled.status is TaskStatus.CANCELLED
+    assert third.result == "3"

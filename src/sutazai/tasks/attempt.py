@@ -34,6 +34,7 @@ class Running:
     attempt: Attempt
     room: Room
     handle: asyncio.Task[None] | None = None
+    has_begun: bool = False
     is_called_off: bool = False
     """Its task is to be cancelled, or another attempt has followed."""
     leaves_with: Event | None = None
@@ -49,8 +50,16 @@ class Running:
         self.leaves_with = event
         self._cancel()
 
+    @property
+    def early_end(self) -> Event | None:
+        """What becomes of the task where the attempt was ended from outside; None where it was not."""
+        if self.leaves_with is not None:
+            return self.leaves_with
+        return Cancelled(self.attempt.fence, self.attempt.tokens) if self.is_called_off else None
+
     def _cancel(self) -> None:
-        if self.handle is not None:
+        """One that has not begun finds its early end by itself; cancelled, it would never run to tell of it."""
+        if self.handle is not None and self.has_begun:
             self.handle.cancel()
 
 
@@ -71,7 +80,7 @@ async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime],
     """
     Run the agent to its end.
 
-    Raises `CancelledError` only where the whole worker is cancelled.
+    Raises `CancelledError` where the attempt was cancelled; `Running.early_end` tells whether it alone was.
     """
     attempt = running.attempt
     task, fence = attempt.task, attempt.fence
@@ -89,12 +98,6 @@ async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime],
         return Completed(fence, _result(output), tokens=attempt.tokens)
     except Pausing:
         return Suspended(fence, len(attempt.waits_for), attempt.tokens)
-    except asyncio.CancelledError:
-        if running.leaves_with is not None:
-            return running.leaves_with
-        if running.is_called_off:
-            return Cancelled(fence, attempt.tokens)
-        raise
     except TimeoutError as error:
         if limit.expired():
             return failed(FailureReason.TIMED_OUT, f"It took longer than {task.draft.time_limit_s:g} s.")

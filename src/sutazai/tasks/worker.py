@@ -127,6 +127,7 @@ class Worker:
                                 raise
                             await _sleep(FIRST_PAUSE_S, self._stopping)
                     await self._drain(room)
+                    return
             except StoreUnavailable as error:
                 log.warning("no tasks are taken for now", queue=name, why=error.message)
             except Exception:  # the border of one turn
@@ -185,7 +186,13 @@ class Worker:
     async def _attempt(self, running: Running) -> None:
         task = running.attempt.task
         try:
-            ended = Ended(running, await self._outcome(running))
+            running.has_begun = True
+            ended = Ended(running, running.early_end or await self._outcome(running))
+        except asyncio.CancelledError:  # also while it waited for a place among those of its agent
+            early = running.early_end
+            if early is None:
+                raise
+            ended = Ended(running, early)
         finally:
             if self._running.get(task.id) is running:
                 del self._running[task.id]
