@@ -39,12 +39,12 @@ class Place:
     redis: Redis | None
 
 
-@pytest.fixture(params=["memory", "postgres", "postgres and redis"])
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "postgres and redis"])
 def place(request: pytest.FixtureRequest) -> Place:
     """Servers that run. A plain fixture: these start on an event loop of their own."""
     if request.param == "memory":
         return Place(None, None)
-    url = str(request.getfixturevalue("server"))
+    url = str(request.getfixturevalue("pooled_server" if request.param == "pgbouncer" else "server"))
     return Place(url, _redis(request.getfixturevalue("well_redis")) if "redis" in request.param else None)
 
 
