@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from sutazai.agents.batch import Stores, batch_agents
 from sutazai.agents.batch_chunk import TRIES, batch_chunk
-from sutazai.agents.batch_shapes import BATCH_CHUNK, ENDPOINT, file_at
+from sutazai.agents.batch_shapes import BATCH_CHUNK, file_at
 from sutazai.core.errors import (
     BadRequest,
     BudgetSpent,
@@ -23,7 +23,7 @@ from sutazai.core.errors import (
     SutazaiError,
 )
 from sutazai.core.task import FailureReason, TaskStatus
-from sutazai.ports.agent import Pausing, Said
+from sutazai.ports.agent import CHAT, ENDPOINTS, Pausing, Said
 from sutazai.testing.agents import Asked, Child, FakeContext, run
 from sutazai.testing.files import MemoryFiles
 from sutazai.testing.objects import MemoryObjects
@@ -31,8 +31,8 @@ from sutazai.testing.objects import MemoryObjects
 INPUT = "file-" + "a" * 32
 
 
-def refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
-    return 418, {"error": {"message": error.message}}
+def refusal(error: SutazaiError) -> tuple[int, bytes]:
+    return 418, msgspec.json.encode({"error": {"message": error.message}})
 
 
 def said(asked: Asked) -> Said:
@@ -48,6 +48,7 @@ class Place:
     """A tenant's input, and everything that a batch job writes."""
 
     lines: int
+    endpoint: str = CHAT
     objects: MemoryObjects = field(default_factory=MemoryObjects)
     files: MemoryFiles = field(default_factory=MemoryFiles)
     context: FakeContext = field(default_factory=FakeContext)
@@ -56,7 +57,7 @@ class Place:
 
     def __post_init__(self) -> None:
         forms = [
-            {"custom_id": f"c{number}", "method": "POST", "url": ENDPOINT, "body": body(number)}
+            {"custom_id": f"c{number}", "method": "POST", "url": self.endpoint, "body": body(number)}
             for number in range(self.lines)
         ]
         self.objects.objects[file_at("test", INPUT)] = b"\n".join(map(msgspec.json.encode, forms))
@@ -64,7 +65,7 @@ class Place:
     async def job(self) -> Any:
         """One attempt at the batch job."""
         agent, _ = batch_agents(Stores(files=self.files, objects=self.objects), refusal)
-        return await run(agent, {"input_file_id": INPUT, "endpoint": ENDPOINT}, self.context)
+        return await run(agent, {"input_file_id": INPUT, "endpoint": self.endpoint}, self.context)
 
     async def chunk(self, child: Child, **changes: Any) -> Any:
         """One attempt at a chunk."""
@@ -288,19 +289,24 @@ async def test_what_a_chunk_left_is_told_as_an_error(changes: dict[str, Any], co
     assert result.is_expired is is_expired
 
 
-async def test_lines_whose_body_no_chat_can_have_are_errors() -> None:
-    place = Place(1)
-    name = file_at("test", INPUT)
-    form = {"custom_id": "a", "method": "POST", "url": ENDPOINT}
-    bodies: list[Any] = [{}, {"messages": "hi"}, {"messages": [], "model": 3}, {"messages": [], "self": 1}]
-    lines = [form | {"custom_id": str(number), "body": one} for number, one in enumerate(bodies)]
-    place.objects.objects[name] = b"\n".join(map(msgspec.json.encode, lines))
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_lines_are_asked_as_they_are_at_the_address_of_the_job(endpoint: str) -> None:
+    place = Place(1, endpoint=endpoint)
+    form = {"custom_id": "a", "method": "POST", "url": endpoint, "body": {"model": "m", "self": [1.50]}}
+    place.objects.objects[file_at("test", INPUT)] = msgspec.json.encode(form)
     with pytest.raises(Pausing):
         await place.job()
+    (child,) = place.children
 
-    result = await done(place)
+    await place.chunk(child, always=Said(text="", body={"id": 7, "vector": [0.25]}))
+    place.end(child)
+    result = await place.job()
 
-    assert (result.completed, result.failed, result.output_file_id) == (0, 4, None)
+    (asked,) = place.chunks[child.task.id].asked
+    assert (asked.endpoint, asked.model, asked.messages, asked.options) == (endpoint, "m", (), {"self": [1.5]})
+    (line,) = await place.told(result.output_file_id)
+    assert line["response"]["body"] == {"id": 7, "vector": [0.25]}
+    assert line["response"]["request_id"] == line["id"]
 
 
 async def test_an_input_that_was_deleted_is_told() -> None:

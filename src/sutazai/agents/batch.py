@@ -22,7 +22,6 @@ from sutazai.agents.batch_lines import Answered, Scan, given_up, lines_in, unpac
 from sutazai.agents.batch_shapes import (
     BATCH,
     BATCH_CHUNK,
-    ENDPOINT,
     WINDOW_S,
     BatchJob,
     BatchProgress,
@@ -38,7 +37,7 @@ from sutazai.agents.registry import agent
 from sutazai.core.errors import Forbidden, NotFound
 from sutazai.core.file import File
 from sutazai.core.task import FailureReason, Task, TaskStatus, uuid_of
-from sutazai.ports.agent import Agent, AgentContext
+from sutazai.ports.agent import ENDPOINTS, Agent, AgentContext
 from sutazai.ports.files import FileStore
 from sutazai.ports.objects import ObjectStore
 
@@ -119,8 +118,8 @@ class _Batch:
     async def _scanned(self) -> Scan | BatchResult:
         """The checked input, or what is wrong with it."""
         await self._tell(BatchProgress(stage="validating"))
-        if self._job.endpoint != ENDPOINT:
-            words = f"endpoint must be `{ENDPOINT}`; the lines of others are not answered in batch jobs."
+        if self._job.endpoint not in ENDPOINTS:
+            words = f"endpoint must be one of {', '.join(ENDPOINTS)}; others are not answered in batch jobs."
             return BatchResult(errors=[Complaint(code="invalid_endpoint", message=words, param="endpoint")])
         scan = Scan(self._job.endpoint)
         try:
@@ -164,7 +163,9 @@ class _Batch:
         )
 
     async def _child(self, piece: Piece, number: int) -> str:
-        chunk = Chunk(batch=self._digits, input_file_id=self._job.input_file_id, piece=piece)
+        chunk = Chunk(
+            batch=self._digits, input_file_id=self._job.input_file_id, piece=piece, endpoint=self._job.endpoint
+        )
         ends_at = self._context.task.created_at + timedelta(seconds=WINDOW_S)
         return await self._context.spawn(BATCH_CHUNK, chunk, key=f"chunk-{number}", deadline=ends_at)
 

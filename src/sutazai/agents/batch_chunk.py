@@ -8,7 +8,7 @@ one is made. So a chunk whose worker died asks again only what was under way, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,6 @@ from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines
 from sutazai.agents.batch_shapes import BATCH_CHUNK, Chunk, ChunkDone, ChunkKept, Part, file_at, folder_of
 from sutazai.agents.registry import agent
 from sutazai.core.errors import (
-    BadRequest,
     BudgetSpent,
     Cancelled,
     NodeFault,
@@ -42,7 +41,7 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
-Refusal = Callable[[SutazaiError], tuple[int, Mapping[str, Any]]]
+Refusal = Callable[[SutazaiError], tuple[int, bytes]]
 """Status and body of an error, as a client of the API gets them."""
 
 _PASSING = (Overloaded, RateLimited, NoHealthyNode, NodeUnreachable, ShuttingDown, StoreUnavailable)
@@ -77,7 +76,7 @@ def batch_chunk(
             return ChunkDone(kept.completed, kept.failed)
         done = {number for part in kept.parts for number in part.lines}
         todo = [(number, line) for number, line in lines if number not in done]
-        await _Work(context, objects, refusal, pause, given.batch, kept).run(todo)
+        await _Work(context, objects, refusal, pause, given, kept).run(todo)
         return ChunkDone(kept.completed, kept.failed)
 
     return chunk
@@ -92,14 +91,15 @@ class _Work:
         objects: ObjectStore,
         refusal: Refusal,
         pause: Callable[[float], Awaitable[None]],
-        batch: str,
+        given: Chunk,
         kept: ChunkKept,
     ) -> None:
         self._context = context
         self._objects = objects
         self._refusal = refusal
         self._pause = pause
-        self._batch = batch
+        self._given = given
+        self._batch = given.batch
         self._kept = kept
 
     async def run(self, todo: Sequence[tuple[int, Line]]) -> None:
@@ -141,31 +141,20 @@ class _Work:
         pause_s = FIRST_PAUSE_S
         for tries in range(1, TRIES + 1):
             try:
-                said = await _asked(self._context, line.body)
-                return answered(self._batch, number, line, 200, said.body)
+                answer = await self._context.ask(self._given.endpoint, line.body)
+                return answered(self._batch, number, line, 200, answer.body)
             except SutazaiError as error:
                 if isinstance(error, Cancelled):
                     return given_up(self._batch, number, line, "cancelled", error.message)
                 if tries == TRIES and _is_passing(error):
                     raise
                 if tries == TRIES or not _is_worth_a_try(error):
-                    return answered(self._batch, number, line, *self._refusal(error))
+                    status, body = self._refusal(error)
+                    return answered(self._batch, number, line, status, body)
                 told_s = getattr(error, "retry_after_s", 0.0)
             await self._pause(min(LONGEST_PAUSE_S, max(pause_s, told_s)))
             pause_s *= 2
         raise AssertionError("the loop returns or raises")
-
-
-async def _asked(context: AgentContext, body: Mapping[str, Any]) -> Any:
-    options = {name: value for name, value in body.items() if name not in {"messages", "model"}}
-    messages, model = body.get("messages"), body.get("model") or ""
-    if not isinstance(messages, list):
-        raise BadRequest("messages must be a list.", where="messages")
-    if not isinstance(model, str):
-        raise BadRequest("model must be a string.", where="model")
-    if "self" in options:  # no option of any API, and Python's own word
-        raise BadRequest("self is no option of a chat. Leave it out.", where="self")
-    return await context.chat(messages, model=model, **options)
 
 
 def _is_passing(error: SutazaiError) -> bool:

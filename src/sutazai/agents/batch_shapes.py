@@ -6,12 +6,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from sutazai.ports.agent import CHAT
 from sutazai.ports.objects import object_name
 
 BATCH = "batch"
 BATCH_CHUNK = "batch_chunk"
-ENDPOINT = "/v1/chat/completions"
-"""The only one whose lines are answered."""
 WINDOW = "24h"
 WINDOW_S = 86_400
 
@@ -93,6 +92,8 @@ class Chunk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The id of the batch job without what comes before the digits."""
     input_file_id: Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
     piece: Piece
+    endpoint: str = CHAT
+    """Of the batch job, and so of its lines."""
 
 
 class Part(Struct, frozen=True):

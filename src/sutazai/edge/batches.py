@@ -13,7 +13,6 @@ from sutazai.agents.batch import forget_parts
 from sutazai.agents.batch_shapes import (
     BATCH,
     BATCH_CHUNK,
-    ENDPOINT,
     WINDOW,
     WINDOW_S,
     BatchJob,
@@ -28,6 +27,7 @@ from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_i
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.tasks import page_size
+from sutazai.ports.agent import ENDPOINTS
 from sutazai.ports.tasks import TaskFilter
 from sutazai.tasks.submit import Submitter, Wanted
 
@@ -176,9 +176,9 @@ def _read(text: str, kind: type[Any]) -> Any:
 
 
 def _check(job: BatchJob) -> None:
-    if job.endpoint != ENDPOINT:
+    if job.endpoint not in ENDPOINTS:
         raise BadRequest(
-            f"endpoint must be `{ENDPOINT}`; the lines of others are not answered in batch jobs.", where="endpoint"
+            f"endpoint must be one of {', '.join(ENDPOINTS)}; others are not answered in batch jobs.", where="endpoint"
         )
     if job.completion_window != WINDOW:
         raise BadRequest(f"completion_window must be `{WINDOW}`.", where="completion_window")
