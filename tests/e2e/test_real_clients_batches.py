@@ -202,14 +202,25 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
 
     cancelled = await client.batches.cancel(batch.id)
 
-    assert cancelled.status in {"cancelling", "cancelled"}
+    assert (cancelled.status, cancelled.output_file_id) == ("cancelling", None)
+    assert (await client.batches.list()).data[0].status in {"cancelling", "cancelled"}
     cancelled = await until(client, cancelled, has_ended)
-    assert (cancelled.status, cancelled.output_file_id) == ("cancelled", None)
+    assert cancelled.status == "cancelled"
+    assert cancelled.cancelling_at and cancelled.cancelled_at  # noqa: PT018 - one statement
+    assert cancelled.request_counts is not None
+    assert cancelled.request_counts.to_dict() == {"total": 60, "completed": 10, "failed": 50}
+    output = await told(client, cancelled.output_file_id)
+    assert {one["response"]["status_code"] for one in output} == {200}
+    errors = await told(client, cancelled.error_file_id)
+    assert {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+    assert sorted(one["custom_id"] for one in output + errors) == sorted(
+        f"request-{number}" for number in range(200, 260)
+    )
     async with asyncio.timeout(5.0):
         while node.active:
             await asyncio.sleep(LOOK_S)
-    assert (await client.batches.cancel(batch.id)).status == "cancelled"
     assert parts_in(tmp_path) == []
+    assert await client.batches.cancel(batch.id) == cancelled
 
 
 async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
 from sutazai.agents.batch import Stores, batch_agents
-from sutazai.agents.batch_chunk import TRIES, batch_chunk
+from sutazai.agents.batch_chunk import LINES_AT_ONCE, TRIES, batch_chunk
 from sutazai.agents.batch_shapes import BATCH_CHUNK, file_at
 from sutazai.core.errors import (
     BadRequest,
@@ -29,6 +30,7 @@ from sutazai.testing.files import MemoryFiles
 from sutazai.testing.objects import MemoryObjects
 
 INPUT = "file-" + "a" * 32
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def refusal(error: SutazaiError) -> tuple[int, bytes]:
@@ -54,6 +56,7 @@ class Place:
     context: FakeContext = field(default_factory=FakeContext)
     chunks: dict[str, FakeContext] = field(default_factory=dict)
     """Each child's, by id; it outlives attempts."""
+    now: datetime = DAY
 
     def __post_init__(self) -> None:
         forms = [
@@ -72,7 +75,8 @@ class Place:
         context = self.chunks.setdefault(child.task.id, FakeContext(task=child.task, always=said))
         for name, value in changes.items():
             setattr(context, name, value)
-        return await run(batch_chunk(self.objects, refusal, pause=at_once), child.input, context)
+        agent = batch_chunk(self.objects, refusal, wall=lambda: self.now, pause=at_once)
+        return await run(agent, child.input, context)
 
     def end(self, child: Child, **changes: Any) -> None:
         """What the store would say of the chunk's task."""
@@ -307,6 +311,55 @@ async def test_lines_are_asked_as_they_are_at_the_address_of_the_job(endpoint: s
     (line,) = await place.told(result.output_file_id)
     assert line["response"]["body"] == {"id": 7, "vector": [0.25]}
     assert line["response"]["request_id"] == line["id"]
+
+
+async def test_a_chunk_whose_day_is_over_begins_no_further_line() -> None:
+    place = await begun(60)
+    first, second = place.children
+    ends_at = DAY + timedelta(days=1)
+
+    def last(asked: Asked) -> Said:
+        if asked.text == "9":
+            place.now = ends_at
+        return said(asked)
+
+    for child in (first, second):
+        task = replace(child.task, draft=replace(child.task.draft, deadline=ends_at))
+        await place.chunk(replace(child, task=task), always=last)
+        place.end(child)
+    result = await place.job()
+
+    answered = ids(await place.told(result.output_file_id))
+    assert answered == [f"c{number}" for number in range(len(answered))]
+    assert 10 <= len(answered) <= 10 + LINES_AT_ONCE
+    errors = await place.told(result.error_file_id)
+    assert ids(errors) == [f"c{number}" for number in range(len(answered), 60)]
+    assert {line["error"]["code"] for line in errors} == {"batch_expired"}
+    assert result.is_expired
+
+
+async def test_a_job_that_was_called_off_has_files_of_what_was_answered() -> None:
+    place = await begun(120)
+    first, second, third = place.children
+    await place.chunk(first)
+    place.end(first)
+    place.end(second, status=TaskStatus.CANCELLED)
+    word: dict[str, list[object]] = {
+        place.context.task.id: [{"other": 1}, {"cancelling_at": 1_767_225_600}, {"cancelling_at": 1_767_225_700}]
+    }
+    place.context.sent = word
+    await place.chunk(third, sent=word)
+    place.end(third)
+
+    result = await place.job()
+
+    assert not place.chunks[third.task.id].asked
+    assert ids(await place.told(result.output_file_id)) == [f"c{number}" for number in range(50)]
+    errors = await place.told(result.error_file_id)
+    assert ids(errors) == [f"c{number}" for number in range(50, 120)]
+    assert {(line["error"]["code"], line["response"]) for line in errors} == {("batch_cancelled", None)}
+    assert (result.cancelling_at, result.is_expired, result.failed) == (1_767_225_600, False, 70)
+    assert not await place.objects.list("t-test/batches", limit=10)
 
 
 async def test_an_input_that_was_deleted_is_told() -> None:

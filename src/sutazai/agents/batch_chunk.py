@@ -8,12 +8,15 @@ one is made. So a chunk whose worker died asks again only what was under way, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
+from sutazai.agents.batch_cancel import called_off_at
 from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines_in, packed
 from sutazai.agents.batch_shapes import BATCH_CHUNK, Chunk, ChunkDone, ChunkKept, Part, file_at, folder_of
 from sutazai.agents.registry import agent
@@ -31,7 +34,7 @@ from sutazai.core.errors import (
     StoreUnavailable,
     SutazaiError,
 )
-from sutazai.core.task import uuid_of
+from sutazai.core.task import id_of, uuid_of
 from sutazai.ports.agent import Agent, AgentContext
 from sutazai.ports.objects import ObjectStore
 
@@ -51,7 +54,11 @@ _TRIED_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
 def batch_chunk(
-    objects: ObjectStore, refusal: Refusal, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    objects: ObjectStore,
+    refusal: Refusal,
+    *,
+    wall: Callable[[], datetime],
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Agent:
     """
     The agent, which reads and writes there.
@@ -68,14 +75,21 @@ def batch_chunk(
         max_attempts=40,
     )
     async def chunk(context: AgentContext, given: Chunk) -> ChunkDone:
-        """Answers some lines of a batch job."""
+        """Answers some lines of a batch job; none any more once that was called off, or its day is over."""
         kept = _kept(context.last_checkpoint)
+        if await called_off_at(context, id_of(UUID(given.batch))) is not None:
+            return ChunkDone(kept.completed, kept.failed)
         try:
             lines = await _lines(context, objects, given)
         except NotFound:  # the input file was deleted, which its batch job will tell
             return ChunkDone(kept.completed, kept.failed)
         done = {number for part in kept.parts for number in part.lines}
-        todo = [(number, line) for number, line in lines if number not in done]
+        ends_at = context.task.draft.deadline
+
+        def is_over() -> bool:
+            return ends_at is not None and wall() >= ends_at
+
+        todo = ((number, line) for number, line in lines if number not in done and not is_over())
         await _Work(context, objects, refusal, pause, given, kept).run(todo)
         return ChunkDone(kept.completed, kept.failed)
 
@@ -102,9 +116,13 @@ class _Work:
         self._batch = given.batch
         self._kept = kept
 
-    async def run(self, todo: Sequence[tuple[int, Line]]) -> None:
-        """All of them. Raises what kept one from being answered, after the others that are done were written."""
-        waiting, under_way = iter(todo), set[asyncio.Task[Answered]]()
+    async def run(self, waiting: Iterator[tuple[int, Line]]) -> None:
+        """
+        All of them, each begun when there is room for it.
+
+        Raises what kept one from being answered, after the others that are done were written.
+        """
+        under_way = set[asyncio.Task[Answered]]()
         try:
             while True:
                 for number, line in waiting:

@@ -68,6 +68,8 @@ class BatchResult(Struct, frozen=True, kw_only=True):
     failed: int = 0
     is_expired: bool = False
     """Some lines were not begun within the window."""
+    cancelling_at: int | None = None
+    """When it was called off; None where it was not."""
     in_progress_at: int | None = None
     finalizing_at: int | None = None
 
