@@ -204,6 +204,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             schedules=stores.schedules,
             recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
+            messages=stores.messages,
             files=stores.files,
             objects=objects,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,

@@ -11,9 +11,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.openai.gateway_models import open_models
@@ -64,9 +61,9 @@ def installed_agents(settings: AgentSettings, web: Web, files: FileStore, object
     return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
-def _refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
+def _refusal(error: SutazaiError) -> tuple[int, bytes]:
     told = answer_to(error, Dialect.OPENAI)
-    return told.status, msgspec.json.decode(told.body)
+    return told.status, told.body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
