@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.core.request import Dialect
 from sutazai.edge.errors import answer_to
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
+from sutazai.ports.broadcasts import Source
 from sutazai.ports.files import FileStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.queue import Queue
@@ -37,6 +38,7 @@ from sutazai.settings.model import Agents as AgentSettings
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
+from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import end_dead_letters
 from sutazai.tasks.depths import Depths
@@ -75,6 +77,8 @@ class TaskQueue:
 
     queue: Queue
     depths: Depths
+    broadcasts: Sequence[Broadcast] = ()
+    """With a broker: what carries to its stream."""
 
 
 async def begin_queue(
@@ -93,9 +97,14 @@ async def begin_queue(
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
     begin(lambda: end_dead_letters(broker, stores.tasks), "end what the broker gave up")
+    broadcasts = []
+    if stores.broadcasts is not None:
+        broadcasts = [Broadcast(stores.broadcasts, source, broker.events.append, wall=_now) for source in Source]
+    for each in broadcasts:
+        begin(each.run, f"carry {each.source} to the stream")
     depths = Depths([stores.queue, broker], names)
     begin(depths.run, "look how many tasks wait")
-    return TaskQueue(queue=broker, depths=depths)
+    return TaskQueue(queue=broker, depths=depths, broadcasts=broadcasts)
 
 
 def make_worker(

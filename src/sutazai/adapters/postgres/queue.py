@@ -199,7 +199,7 @@ class PostgresConsumer:
                     consumer = self._id
                     if consumer is None:
                         consumer = uuid.uuid4()
-                        await connection.execute(self._sql["enter_consumer"], consumer)
+                        await connection.execute(self._sql["enter_consumer"], consumer, self._queue)
                     elif was_unsure:
                         await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
                     rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
