@@ -43,7 +43,7 @@ def test_lines_come_back_as_they_were_in_messages_of_a_bounded_size(texts: list[
 @given(st.data())
 def test_carriers_that_each_go_on_from_where_it_was_left_are_read_once_and_in_order(data: st.DataObject) -> None:
     """Each begins at a place up to which all was told, and may stand still and wake at any time."""
-    lines = [event(position) for position in range(1, 31)]
+    lines: list[Line] = [event(position) for position in range(1, 31)]
     stream: list[bytes] = []
     told = 0
     carriers: list[int] = []
@@ -60,7 +60,7 @@ def test_carriers_that_each_go_on_from_where_it_was_left_are_read_once_and_in_or
 
 
 def test_events_and_messages_have_positions_of_their_own() -> None:
-    lines = [event(5), message(2), event(5), message(3), event(6)]
+    lines: list[Line] = [event(5), message(2), event(5), message(3), event(6)]
 
     assert read(list(encode(lines, max_bytes=10_000))) == [event(5), message(2), message(3), event(6)]
 

@@ -28,6 +28,7 @@ from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.core.request import Dialect
 from sutazai.edge.errors import answer_to
+from sutazai.policy.prefetch import NONE_WAITS, PrefetchRules
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
 from sutazai.ports.broadcasts import Source
 from sutazai.ports.files import FileStore
@@ -127,6 +128,7 @@ def make_worker(
     rules = WorkerRules(
         name=f"{socket.gethostname()}:{os.getpid()}",
         slots={name: _slots(settings.tasks, name) for name in sorted({agents[one].queue for one in mine})},
+        prefetch=_prefetch(settings),
         delivery_limit=settings.tasks.delivery_limit,
         drain_s=settings.tasks.drain_s,
     )
@@ -173,6 +175,14 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _prefetch(settings: Settings) -> PrefetchRules:
+    """A table hands out word of a task within a millisecond, so none has to wait here."""
+    broker = settings.rabbitmq
+    if broker.url is None:
+        return NONE_WAITS
+    return PrefetchRules(slow=broker.prefetch_slow, fast=broker.prefetch_fast)
 
 
 def _slots(settings: TaskSettings, queue: str) -> int:

@@ -57,6 +57,14 @@ class Consumer(Protocol):
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         """Give them to somebody else, at once."""
 
+    async def hold(self, prefetch: int) -> None:
+        """
+        Hold so many at most from now on; with 0 nothing more comes.
+
+        What has come already and was not taken is given to somebody else where it is too much. Those that were taken
+        stay, and where they are more, nothing comes before they are fewer and this was called again.
+        """
+
 
 class Queue(Protocol):
     """Named queues of a broker."""

@@ -227,6 +227,15 @@ class PostgresConsumer:
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         await self._end("hand_back_dispatch", deliveries, tells=True)
 
+    async def hold(self, prefetch: int) -> None:
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        if len(self._held) > prefetch:
+            surplus, self._found = self._found, []
+            await self.hand_back(surplus)
+        self._called.set()
+
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""
         if self._look is not None:
