@@ -40,6 +40,22 @@ class Delivery:
     """How often it was delivered before without an acknowledgement, where the queue knows."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """How one queue stands; None where that kind of queue does not tell."""
+
+    name: str
+    kind: str
+    """`table`, `quorum`, `classic` or `stream`."""
+    waiting: int
+    """Messages with no consumer, and of a stream those that it keeps."""
+    held: int | None = None
+    """Messages with consumers."""
+    later: int | None = None
+    """Messages whose time has not come."""
+    consumers: int
+
+
 class Consumer(Protocol):
     """
     One reader of one queue.

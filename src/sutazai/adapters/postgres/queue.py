@@ -24,7 +24,7 @@ from sutazai.adapters.postgres.ear import heard
 from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
-from sutazai.ports.queue import Delivery, Message
+from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
 
@@ -93,6 +93,13 @@ class PostgresQueue:
             async with self._database.transaction() as connection:
                 depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
         return depth
+
+    async def states(self) -> Sequence[QueueState]:
+        """All queues that were ever used, by name."""
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                rows = await connection.fetch(self._sql["queue_states"])
+        return [QueueState(kind="table", **row) for row in rows]
 
     async def run(self) -> None:
         """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""

@@ -194,9 +194,27 @@ class RabbitLink:
 
     async def waiting(self, wire: Wire, name: str) -> int:
         """Messages of a queue that are with no consumer. Raises one of `TROUBLES`."""
+        return (await self.counts(wire, name))[0]
+
+    async def counts(self, wire: Wire, name: str) -> tuple[int, int]:
+        """Messages of a queue that are with no consumer, and its consumers. Raises one of `TROUBLES`."""
         full_name = declaration_of(name, self.settings).name
         told = await self._on_channel(wire, lambda channel: channel.queue_declare(full_name, passive=True))
-        return int(told.message_count or 0)
+        return int(told.message_count or 0), int(told.consumer_count or 0)
+
+    async def is_as_declared(self, wire: Wire, name: str) -> bool:
+        """Whether a queue that is there is what the settings say. Raises one of `TROUBLES`."""
+        declaration = declaration_of(name, self.settings)
+        try:
+            await self._on_channel(
+                wire,
+                lambda channel: channel.queue_declare(
+                    declaration.name, durable=True, arguments=dict(declaration.arguments)
+                ),
+            )
+        except ChannelPreconditionFailed:
+            return False
+        return True
 
     async def _declare_queue(self, wire: Wire, declaration: Declaration) -> None:
         try:
