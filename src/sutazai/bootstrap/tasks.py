@@ -20,7 +20,7 @@ from sutazai.adapters.openai.gateway_models import open_models
 from sutazai.adapters.postgres.statistics import Statistics
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.process.isolated import isolated
-from sutazai.adapters.rabbitmq.queue import open_rabbitmq
+from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
 from sutazai.adapters.web.guarded import open_web
 from sutazai.agents import batch_agents, builtin, tools_with, with_entry_points
 from sutazai.agents.batch import Stores as BatchStores
@@ -41,7 +41,7 @@ from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
 from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
-from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.depths import Depths
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.sweep import sweep
@@ -73,13 +73,23 @@ def _refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSide:
+    """What goes to a broker and comes from it."""
+
+    queue: RabbitQueue
+    dead_letters: DeadLetters
+    broadcasts: Sequence[Broadcast]
+    """What carries to its stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQueue:
     """What workers read, and how much waits in it."""
 
     queue: Queue
     depths: Depths
-    broadcasts: Sequence[Broadcast] = ()
-    """With a broker: what carries to its stream."""
+    broker: BrokerSide | None = None
+    """None where the queue is the table."""
 
 
 async def begin_queue(
@@ -97,15 +107,17 @@ async def begin_queue(
         return TaskQueue(queue=stores.queue, depths=depths)
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
-    begin(lambda: end_dead_letters(broker, stores.tasks), "end what the broker gave up")
-    broadcasts = []
+    dead_letters = DeadLetters(broker, stores.tasks)
+    begin(dead_letters.run, "end what the broker gave up")
+    broadcasts: list[Broadcast] = []
     if stores.broadcasts is not None:
         broadcasts = [Broadcast(stores.broadcasts, source, broker.events.append, wall=_now) for source in Source]
     for each in broadcasts:
         begin(each.run, f"carry {each.source} to the stream")
     depths = Depths([stores.queue, broker], names)
     begin(depths.run, "look how many tasks wait")
-    return TaskQueue(queue=broker, depths=depths, broadcasts=broadcasts)
+    side = BrokerSide(queue=broker, dead_letters=dead_letters, broadcasts=broadcasts)
+    return TaskQueue(queue=broker, depths=depths, broker=side)
 
 
 def make_worker(

@@ -66,8 +66,8 @@ class Broadcast:
         self._rhythm = rhythm
         self.carried = 0
         """Lines that this process has told."""
-        self.behind: int | None = None
-        """Positions that were not told at the last look, about; None where another process carries."""
+        self.behind = 0
+        """Positions that were not told at the last look, about; 0 where another process carries."""
         self._waits_since: datetime | None = None
 
     @property
@@ -105,7 +105,7 @@ class Broadcast:
                 taken = await self._store.take(self.source, turn)
                 if taken is not None:
                     return taken
-            self.behind = self._waits_since = None
+            self.behind, self._waits_since = 0, None
             await asyncio.sleep(self._rhythm.beat_s)
 
     async def _carry(self, turn: Turn) -> None:

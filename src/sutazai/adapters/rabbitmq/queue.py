@@ -11,7 +11,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from sutazai.adapters.rabbitmq.address import parse
 from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
-from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, explained, quiet_the_driver
+from sutazai.adapters.rabbitmq.link import TROUBLES, Figures, RabbitLink, explained, quiet_the_driver
 from sutazai.adapters.rabbitmq.publishing import Outcome, Parcel, Publisher, Publishers
 from sutazai.adapters.rabbitmq.streams import EventStream
 from sutazai.adapters.rabbitmq.topology import declaration_of, full_name
@@ -35,6 +35,16 @@ class RabbitQueue:
         self._readers = asyncio.Semaphore(link.settings.consumers)
         self.events = EventStream(link, self._publishers, self._readers)
         """The stream `agent_coordination`."""
+
+    @property
+    def figures(self) -> Figures:
+        """What was seen so far."""
+        return self._link.figures
+
+    @property
+    def wires(self) -> int:
+        """Connections that are open now."""
+        return self._link.wires
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
         deadline = self._link.deadline()
