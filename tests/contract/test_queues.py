@@ -253,6 +253,49 @@ async def test_no_more_is_held_than_the_prefetch(queue: Queue) -> None:
         assert await takes_nothing(consumer)
 
 
+async def test_a_consumer_that_is_to_hold_less_gives_what_it_did_not_take_to_others(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=5) as consumer, queue.consume(TASKS, prefetch=6) as other:
+        held = await consumer.take(2)
+        await consumer.hold(0)
+        taken = await all_of(other, 6 - len(held))
+        assert await takes_nothing(consumer)
+        await consumer.ack(held)
+
+    assert sorted(tasks_of([*held, *taken])) == sorted(word.task for word in words(6))
+
+
+async def test_a_consumer_that_is_to_hold_less_takes_nothing_before_it_does(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=3) as consumer:
+        held = await all_of(consumer, 3)
+        await consumer.hold(2)
+        await consumer.ack(held[:1])
+        await consumer.hold(2)
+        assert await takes_nothing(consumer)
+        await consumer.ack(held[1:])
+        await consumer.hold(2)
+        assert len(await all_of(consumer, 2)) == 2
+        assert await takes_nothing(consumer)
+
+
+async def test_a_consumer_that_may_hold_more_takes_more(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=1) as consumer:
+        held = await all_of(consumer, 1)
+        await consumer.hold(4)
+        held += await all_of(consumer, 3)
+        assert await takes_nothing(consumer)
+        await consumer.ack(held)
+        await consumer.hold(4)
+        held += await all_of(consumer, 2)
+
+    assert sorted(tasks_of(held)) == sorted(word.task for word in words(6))
+
+
 async def test_no_more_is_taken_than_was_asked_for(queue: Queue) -> None:
     await queue.put(words(4))
 

@@ -78,7 +78,7 @@ ANALYZE
 """
 
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
-WITHOUT_TABLES = {"lock_message_name", "newest_position", "tell_tasks", "tell_queues", "event_writers"}
+WITHOUT_TABLES = {"lock_message_name", "newest_position", "newest_message", "tell_tasks", "tell_queues", "writers"}
 """These read none, or those of PostgreSQL alone."""
 SMALL = {"all_beats"}
 """These read a table as a whole that has a row for each worker."""
@@ -181,12 +181,18 @@ async def cases(connection: Any) -> Cases:
         "leave_dispatch": [[consumer]],
         "ripe_dispatch": [[NOW, 1000], [BEGIN - timedelta(days=1), 1000]],
         "depth_dispatch": [["queue1", 100_000], ["other", 100]],
-        "enter_consumer": [[consumer]],
+        "enter_consumer": [[consumer, "queue1"]],
         "beat_consumer": [[consumer]],
         "drop_consumers": [[[consumer]]],
         "free_dispatch": [[]],
         "send_message": [["t1", "n", "s", "{}"]],
         "received_messages": [["t1", "n", 0]],
+        "broadcast_events": [[TASKS - 500, 256, TASKS, 65_536], [0, 256, TASKS, 65_536]],
+        "broadcast_messages": [[0, 64, 1000]],
+        "broadcast": [["events"]],
+        "take_broadcast": [["events", 1, 1]],
+        "advance_broadcast": [["events", 1, 1]],
+        "leave_broadcast": [["events", 1]],
     }
 
 

@@ -220,7 +220,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         )
         port = await server.bind()
         worker: Worker | None = None
-        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue.depths, worker)))
+        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue, worker)))
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
             live.settings = new

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
+from sutazai.adapters.rabbitmq.publishing import Outcome
+from sutazai.bootstrap.tasks import BrokerSide, TaskQueue
 from sutazai.core.node import Health
 from sutazai.edge.server import Server
 from sutazai.gateway.ledger import Ledger
 from sutazai.gateway.pipeline import Pipeline
 from sutazai.policy.breaker import Position
-from sutazai.tasks.depths import Depths
 from sutazai.tasks.worker import Worker
 from sutazai.telemetry.metrics import counter, gauge
 
@@ -28,14 +29,37 @@ def gauges(pipeline: Pipeline, server: Server, ledger: Ledger) -> Iterator[Metri
     yield gauge("sutazai_usage_rows_waiting", "Usage not yet written to the database.", [((), ledger.waiting)])
 
 
-def task_gauges(depths: Depths, worker: Worker | None) -> Iterator[Metric]:
+def task_gauges(tasks: TaskQueue, worker: Worker | None) -> Iterator[Metric]:
     """What is known here of tasks."""
-    waiting = (((name,), count) for name, count in depths.waiting.items())
+    waiting = (((name,), count) for name, count in tasks.depths.waiting.items())
     yield gauge("sutazai_tasks_waiting", "Tasks in the queue that may be started.", waiting, ("queue",))
     if worker is not None:
         yield gauge("sutazai_attempts_running", "Attempts of tasks under way here.", [((), worker.running)])
         ends = (((end,), count) for end, count in worker.ends.items())
         yield counter("sutazai_attempts", "Attempts that ended here, by what became of them.", ends, ("end",))
+    if tasks.broker is not None:
+        yield from _broker(tasks.broker)
+
+
+def _broker(side: BrokerSide) -> Iterator[Metric]:
+    figures = side.queue.figures
+    yield gauge("sutazai_rabbitmq_connections", "Connections to RabbitMQ from here.", [((), side.queue.wires)])
+    opened = [((), figures.wires_opened)]
+    yield counter("sutazai_rabbitmq_connections_opened", "Times one was opened; many tell of trouble.", opened)
+    published = [((outcome.name.lower(),), figures.outcomes[outcome.name.lower()]) for outcome in Outcome]
+    text = "Messages published from here, by what became of them."
+    yield counter("sutazai_rabbitmq_published", text, published, ("outcome",))
+    replaced = [((), figures.replaced)]
+    yield counter("sutazai_rabbitmq_publishers_replaced", "Channels given up after refusals, or broken.", replaced)
+    letters = [((what,), count) for what, count in side.dead_letters.counts.items()]
+    yield counter("sutazai_dead_letters", "What the broker gave up and this process saw.", letters, ("what",))
+    behind = [((each.source.value,), each.behind) for each in side.broadcasts]
+    text = "Positions not yet told on the stream, where this process tells them; else 0."
+    yield gauge("sutazai_broadcast_behind", text, behind, ("source",))
+    behind_s = [((each.source.value,), each.behind_s) for each in side.broadcasts]
+    yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, ("source",))
+    carried = [((each.source.value,), each.carried) for each in side.broadcasts]
+    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, ("source",))
 
 
 def _nodes(pipeline: Pipeline) -> Iterator[Metric]:

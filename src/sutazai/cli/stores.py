@@ -36,6 +36,15 @@ def with_stores(work: Callable[[Stores], Awaitable[int]]) -> int:
     return _told(run)
 
 
+def with_settings(work: Callable[[Settings, Path], Awaitable[int]]) -> int:
+    """The same with the settings and the folder for data, and nothing opened."""
+
+    async def run() -> int:
+        return await work(*_loaded())
+
+    return _told(run)
+
+
 def with_database(work: Callable[[Database], Awaitable[int]]) -> int:
     """The same on the database as it is, whatever tables it has."""
 

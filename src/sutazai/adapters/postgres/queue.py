@@ -24,7 +24,7 @@ from sutazai.adapters.postgres.ear import heard
 from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
-from sutazai.ports.queue import Delivery, Message
+from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
 
@@ -93,6 +93,13 @@ class PostgresQueue:
             async with self._database.transaction() as connection:
                 depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
         return depth
+
+    async def states(self) -> Sequence[QueueState]:
+        """All queues that were ever used, by name."""
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                rows = await connection.fetch(self._sql["queue_states"])
+        return [QueueState(kind="table", **row) for row in rows]
 
     async def run(self) -> None:
         """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""
@@ -199,7 +206,7 @@ class PostgresConsumer:
                     consumer = self._id
                     if consumer is None:
                         consumer = uuid.uuid4()
-                        await connection.execute(self._sql["enter_consumer"], consumer)
+                        await connection.execute(self._sql["enter_consumer"], consumer, self._queue)
                     elif was_unsure:
                         await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
                     rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
@@ -226,6 +233,15 @@ class PostgresConsumer:
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         await self._end("hand_back_dispatch", deliveries, tells=True)
+
+    async def hold(self, prefetch: int) -> None:
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        if len(self._held) > prefetch:
+            surplus, self._found = self._found, []
+            await self.hand_back(surplus)
+        self._called.set()
 
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""

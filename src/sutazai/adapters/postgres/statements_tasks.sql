@@ -117,10 +117,13 @@ LIMIT $5
 -- name: newest_position
 SELECT last_value FROM events_position
 
--- name: event_writers
--- Transactions that have written events, or may be about to.
+-- name: newest_message
+SELECT last_value FROM agent_messages_number_seq
+
+-- name: writers
+-- Transactions that have written to a table, or may be about to.
 SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
-WHERE locktype = 'relation' AND relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
+WHERE locktype = 'relation' AND relation = $1::text::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 -- name: tail_events
@@ -219,7 +222,7 @@ SELECT count(*) FROM (
 ) AS waiting
 
 -- name: enter_consumer
-INSERT INTO dispatch_consumers (id) VALUES ($1)
+INSERT INTO dispatch_consumers (id, queue) VALUES ($1, $2)
 
 -- name: beat_consumer
 UPDATE dispatch_consumers SET beat = beat + 1 WHERE id = $1 RETURNING beat
@@ -244,3 +247,32 @@ INSERT INTO agent_messages (tenant, name, sender, body) VALUES ($1, $2, $3, $4) 
 
 -- name: received_messages
 SELECT number, body FROM agent_messages WHERE tenant = $1 AND name = $2 AND number > $3 ORDER BY number LIMIT 1000
+
+-- name: broadcast_events
+-- As `tail_events`, without what is too large to be carried.
+SELECT position, task, version, tenant, kind, schema, at, CASE WHEN octet_length(data) <= $4 THEN data END AS data
+FROM events
+WHERE position > $1 AND position <= $3
+ORDER BY position
+LIMIT $2
+
+-- name: broadcast_messages
+SELECT number, tenant, name, sender, at, body
+FROM agent_messages
+WHERE number > $1 AND number <= $3
+ORDER BY number
+LIMIT $2
+
+-- name: broadcast
+SELECT position, fence, beat FROM broadcasts WHERE source = $1
+
+-- name: take_broadcast
+-- Of several who found it still, one.
+UPDATE broadcasts SET fence = fence + 1, beat = 1 WHERE source = $1 AND fence = $2 AND beat = $3
+RETURNING position, fence, beat
+
+-- name: advance_broadcast
+UPDATE broadcasts SET position = $3, beat = beat + 1 WHERE source = $1 AND fence = $2 RETURNING beat
+
+-- name: leave_broadcast
+UPDATE broadcasts SET beat = 0 WHERE source = $1 AND fence = $2

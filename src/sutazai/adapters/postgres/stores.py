@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
+from sutazai.adapters.postgres.broadcasts import PostgresBroadcastStore
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.files import PostgresFileStore
@@ -24,6 +25,7 @@ from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
+from sutazai.ports.broadcasts import BroadcastStore
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.messages import MessageStore
@@ -56,6 +58,8 @@ class Stores:
     """What they are kept in, for its upkeep; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
+    broadcasts: BroadcastStore | None = None
+    """None in memory, which no broker is beside."""
 
 
 @asynccontextmanager
@@ -105,6 +109,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
             queue=PostgresQueue(database, max_length=max_length),
             messages=PostgresMessageStore(database),
             replay=PostgresReplayStore(database),
+            broadcasts=PostgresBroadcastStore(database),
             webhooks=PostgresWebhookStore(database),
             schedules=PostgresScheduleStore(database),
             files=PostgresFileStore(database),

@@ -256,7 +256,13 @@ Index("idx_dispatch_later", dispatch.c.available_at, postgresql_where=text("NOT 
 Index("idx_dispatch_held", dispatch.c.consumer, postgresql_where=text("consumer IS NOT NULL"))
 
 Table("dispatch_turns", metadata, _key("queue", Text), _key("tenant", Text), _given("turn", Double))
-Table("dispatch_consumers", metadata, _key("id", UUID), _counted("beat", type_=BigInteger))
+Table("dispatch_consumers", metadata, _key("id", UUID), _counted("beat", type_=BigInteger), _written("queue"))
+Table(
+    "broadcasts",
+    metadata,
+    _key("source", Text),
+    *(_counted(name, type_=BigInteger) for name in ("position", "fence", "beat")),
+)
 
 agent_messages = Table(
     "agent_messages",
