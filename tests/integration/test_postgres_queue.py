@@ -21,10 +21,12 @@ from sutazai.adapters.postgres.database import CommitUnknown, Database, open_dat
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PostgresQueue
+from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.errors import QueueUnavailable
 from sutazai.core.request import Priority
-from sutazai.core.task import task_id
+from sutazai.core.task import Failed, FailureReason, Task, TaskDraft, task_id
 from sutazai.ports.queue import Delivery, Message
+from sutazai.ports.tasks import Change, Start
 from sutazai.settings.secret import Secret
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -208,6 +210,49 @@ async def test_a_message_for_later_is_delivered_when_it_is_due(
 
     assert [first.message, second.message] == [sooner, later]
     assert not first.is_redelivered
+
+
+async def test_messages_that_are_due_at_the_same_time_keep_their_order(
+    database: Database, process: Callable[[], Opened]
+) -> None:
+    (queue, clock) = process()
+    due_at = START + timedelta(seconds=10)
+    sent = words(200)
+    async with database.transaction() as connection:
+        await put(connection, database.sql, [(message, due_at) for message in sent], now=START)
+        # Rows that were written again lie elsewhere in the table.
+        await connection.execute("UPDATE dispatch SET deliveries = 0 WHERE id % 3 = 0")
+
+    clock.now_s = 110.0
+    await queue.tend()
+    async with queue.consume("q", prefetch=200) as consumer:
+        assert [delivery.message for delivery in await consumer.take(200)] == sent
+
+
+# Tasks
+
+
+async def test_tasks_of_a_tenant_wait_in_the_order_in_which_they_were_submitted(database: Database) -> None:
+    """And at once: one that is not due yet when it is written waits for the next beat, behind those that follow it."""
+    store, queue = PostgresTaskStore(database, max_length=500), PostgresQueue(database)
+    draft = TaskDraft(tenant="acme", agent="echo", queue="q")
+    made = [task for _ in range(40) for task in await store.submit([draft])]
+    made += await store.submit([draft] * 20)
+    made.append(await failed_and_requeued(store, made[0]))
+
+    async with queue.consume("q", prefetch=100) as consumer:
+        taken = [delivery.message.task for delivery in await consumer.take(100)]
+
+    assert taken == [task.id for task in made]
+
+
+async def failed_and_requeued(store: PostgresTaskStore, task: Task) -> Task:
+    """The task, pending once more."""
+    await store.begin([Start(task=task.id, may_take_over=False)], worker="w", delivery_limit=3)
+    await store.change([Change(task=task.id, event=Failed(1, FailureReason.ERROR, "It broke."))])
+    again = await store.requeue(None, task.id)
+    assert again is not None
+    return again
 
 
 # Consumers
