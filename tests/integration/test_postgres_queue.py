@@ -20,7 +20,7 @@ from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import CommitUnknown, Database, open_database
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
-from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PostgresQueue
+from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PROMOTE_AFTER_S, PostgresQueue
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.errors import QueueUnavailable
 from sutazai.core.request import Priority
@@ -175,6 +175,64 @@ async def test_a_higher_priority_goes_first_whoever_sent_it(process: Callable[[]
 
     async with queue.consume("q", prefetch=50) as consumer:
         assert tenants(await consumer.take(9)) == ["three"] * 3 + ["two"] * 3 + ["one"] * 3
+
+
+async def test_a_low_priority_that_waited_long_gets_its_share_though_higher_ones_keep_coming(
+    process: Callable[[], Opened],
+) -> None:
+    (queue, clock) = opened = process()
+    lowest = words(30, "low", priority=Priority.LOW)
+    await queue.put(lowest)
+    clock.now_s += 1.0
+    await queue.put(words(30, "normal"))
+    await queue.put(words(400, "high", first=100, priority=Priority.HIGH))
+    async with queue.consume("q", prefetch=50) as consumer:
+        await tended(opened, 1)
+        before = await consumer.take(50)
+        await consumer.ack(before)
+
+        clock.now_s += PROMOTE_AFTER_S - 1.0
+        await tended(opened, 1)
+        first = await consumer.take(50)
+        await consumer.ack(first)
+        clock.now_s += 1.0
+        await tended(opened, 1)
+        later: list[Delivery] = []
+        while len(later) < 100:
+            taken = await consumer.take(1)
+            later += taken
+            await consumer.ack(taken)
+
+    assert set(tenants(before)) == {"high"}
+    assert tenants(first).count("low") == 5  # and not the normal ones, which have not waited for so long
+    assert tenants(first).count("high") == 45
+    assert tenants(later).count("high") == 90
+    assert [delivery.message for delivery in (*first, *later) if delivery.message.tenant == "low"] == lowest[:15]
+
+
+async def test_many_consumers_give_lower_priorities_no_more_than_their_share(process: Callable[[], Opened]) -> None:
+    """Each counts for itself; those that look at the same moment see the same message, and one of them gets it."""
+    (queue, clock) = opened = process()
+    await queue.put(words(100, "low", priority=Priority.LOW))
+    await queue.put(words(300, "high", first=100, priority=Priority.HIGH))
+    clock.now_s += PROMOTE_AFTER_S
+    async with (
+        queue.consume("q", prefetch=20) as one,
+        queue.consume("q", prefetch=20) as two,
+        queue.consume("q", prefetch=20) as three,
+    ):
+        consumers = (one, two, three)
+        await tended(opened, 1)
+        taken: list[Delivery] = []
+        for _ in range(20):
+            for consumer, some in zip(
+                consumers, await asyncio.gather(*(one.take(4) for one in consumers)), strict=True
+            ):
+                taken += some
+                await consumer.ack(some)
+
+    assert len(taken) == 240
+    assert 8 <= tenants(taken).count("low") <= 24
 
 
 async def test_a_full_queue_gives_back_what_it_does_not_take(process: Callable[[], Opened]) -> None:
