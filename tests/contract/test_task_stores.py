@@ -44,7 +44,7 @@ from sutazai.settings.secret import Secret
 from sutazai.testing.tasks import MemoryTaskStore
 
 START = datetime(2126, 11, 1, 12, tzinfo=UTC)
-"""Past the time in every id that is made meanwhile."""
+"""Far from the time on any other clock, so that whoever looks at one would be noticed."""
 MANY = 1000
 LIMIT = 50
 """Of the queue, in tests that fill it."""

@@ -154,7 +154,12 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(
+                settings.database,
+                data_dir,
+                max_length=settings.tasks.max_length,
+                promote_after_s=settings.tasks.promote_after_s,
+            )
         )
         web = await stack.enter_async_context(way_to_the_web(settings.web))
         objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)

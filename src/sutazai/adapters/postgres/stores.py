@@ -16,7 +16,7 @@ from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.files import PostgresFileStore
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
-from sutazai.adapters.postgres.queue import MAX_LENGTH, PostgresQueue
+from sutazai.adapters.postgres.queue import MAX_LENGTH, PROMOTE_AFTER_S, PostgresQueue
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.schedules import PostgresScheduleStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
@@ -64,20 +64,27 @@ class Stores:
 
 @asynccontextmanager
 async def open_stores(
-    settings: DatabaseSettings, data_dir: Path, *, max_length: int = MAX_LENGTH
+    settings: DatabaseSettings,
+    data_dir: Path,
+    *,
+    max_length: int = MAX_LENGTH,
+    promote_after_s: float = PROMOTE_AFTER_S,
 ) -> AsyncIterator[Stores]:
     """
     The stores, ready to use.
 
     Raises `StoreUnavailable` where the server did not start or answer, or its tables do not fit this program.
-    `max_length` bounds the tasks that wait in one queue. `data_dir` is used only where `settings.url` is None.
+    `data_dir` is used only where `settings.url` is None.
+
+    Args:
+        max_length: bounds the tasks that wait in one queue.
+        promote_after_s: bounds how long tasks of lower priorities are passed over altogether.
     """
-    if settings.url is not None:
-        async with _connected(settings.url, settings, max_length) as stores:
-            yield stores
-        return
-    async with _own_server(data_dir) as url, _connected(url, settings, max_length) as stores:
-        yield stores
+    async with AsyncExitStack() as stack:
+        url = settings.url
+        if url is None:
+            url = await stack.enter_async_context(_own_server(data_dir))
+        yield await stack.enter_async_context(_connected(url, settings, max_length, promote_after_s))
 
 
 @asynccontextmanager
@@ -95,7 +102,9 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 
 @asynccontextmanager
-async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -> AsyncIterator[Stores]:
+async def _connected(
+    url: Secret, settings: DatabaseSettings, max_length: int, promote_after_s: float
+) -> AsyncIterator[Stores]:
     async with connected(url, settings) as database:
         await migrate.migrate(database, migrate.read())
         yield Stores(
@@ -106,7 +115,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
             tasks=PostgresTaskStore(database, max_length=max_length),
-            queue=PostgresQueue(database, max_length=max_length),
+            queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s),
             messages=PostgresMessageStore(database),
             replay=PostgresReplayStore(database),
             broadcasts=PostgresBroadcastStore(database),
