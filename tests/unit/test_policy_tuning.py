@@ -51,6 +51,11 @@ def hill(top: Tuning, steepness: tuple[float, float, float]) -> Speed:
     return speed
 
 
+def noisy(speed: Speed, noise: random.Random) -> Speed:
+    """A speed that is measured with a standard deviation of a tenth."""
+    return lambda tuning: speed(tuning) * noise.gauss(1, 0.1)
+
+
 tunings = st.builds(Tuning, *map(st.sampled_from, GRID))
 steepnesses = st.tuples(*[st.floats(STEP, 1.0)] * 3)
 
@@ -83,7 +88,7 @@ def test_noise_of_a_tenth_seldom_costs_more_than_a_tenth() -> None:
         top = Tuning(*map(noise.choice, GRID))
         speed = hill(top, (0.35, 0.35, 0.25))
 
-        found = chosen(lambda tuning, speed=speed, noise=noise: speed(tuning) * noise.gauss(1, 0.1))
+        found = chosen(noisy(speed, noise))
 
         good += speed(found) >= 0.9 * speed(top)
 
@@ -93,9 +98,7 @@ def test_noise_of_a_tenth_seldom_costs_more_than_a_tenth() -> None:
 def test_noise_alone_does_not_move_a_flat_machine_to_more_slots_or_threads() -> None:
     grown, rounds = 0, 300
     for seed in range(rounds):
-        noise = random.Random(seed)
-
-        found = chosen(lambda _, noise=noise: 100 * noise.gauss(1, 0.1))
+        found = chosen(noisy(lambda _: 100.0, random.Random(seed)))
 
         grown += found.slots > START.slots or found.threads > START.threads
 
