@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutazai.policy.tuning import REPEATS, Grid, Sample, Tuning, choose, search
+from sutazai.policy.tuning import REPEATS, TOO_NOISY, Grid, Sample, Tuning, choose, noise, search
 
 GRID = Grid(slots=(1, 2, 4, 8), threads=(1, 2, 3, 4, 6, 8), batch_tokens=(128, 256, 512, 1024, 2048))
 START = Tuning(slots=4, threads=3, batch_tokens=2048)
@@ -51,9 +52,9 @@ def hill(top: Tuning, steepness: tuple[float, float, float]) -> Speed:
     return speed
 
 
-def noisy(speed: Speed, noise: random.Random) -> Speed:
+def noisy(speed: Speed, chance: random.Random) -> Speed:
     """A speed that is measured with a standard deviation of a tenth."""
-    return lambda tuning: speed(tuning) * noise.gauss(1, 0.1)
+    return lambda tuning: speed(tuning) * chance.gauss(1, 0.1)
 
 
 tunings = st.builds(Tuning, *map(st.sampled_from, GRID))
@@ -84,11 +85,11 @@ def test_the_same_machine_gets_the_same_tuning(top: Tuning, steepness: tuple[flo
 def test_noise_of_a_tenth_seldom_costs_more_than_a_tenth() -> None:
     good, rounds = 0, 300
     for seed in range(rounds):
-        noise = random.Random(seed)
-        top = Tuning(*map(noise.choice, GRID))
+        chance = random.Random(seed)
+        top = Tuning(*map(chance.choice, GRID))
         speed = hill(top, (0.35, 0.35, 0.25))
 
-        found = chosen(noisy(speed, noise))
+        found = chosen(noisy(speed, chance))
 
         good += speed(found) >= 0.9 * speed(top)
 
@@ -121,6 +122,15 @@ def test_what_cannot_be_run_is_never_taken() -> None:
     found = chosen(lambda tuning: 0.0 if tuning.slots > 4 else 10.0 * tuning.slots)
 
     assert found.slots == 4
+
+
+def test_a_machine_that_somebody_else_uses_keeps_what_it_has() -> None:
+    speeds = itertools.cycle([100.0, 40.0, 70.0])
+
+    samples = walked(lambda tuning: next(speeds) * (0.9 if tuning == START else 1.0))
+
+    assert noise(samples) > TOO_NOISY
+    assert choose(samples, START) == START
 
 
 def test_a_hopeless_tuning_is_measured_once() -> None:

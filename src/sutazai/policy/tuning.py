@@ -21,6 +21,8 @@ REPEATS = 3
 """Samples of one tuning; the median of three survives one that a neighbour disturbed."""
 GAIN = 0.03
 """Of the speed: a smaller difference is noise, whatever the samples say."""
+TOO_NOISY = 0.15
+"""Samples of one tuning that differ more say that somebody else uses the machine."""
 HOPELESS = 0.3
 """A tuning whose first sample is so much slower than where we stand is not measured again."""
 ROUNDS = 3
@@ -94,19 +96,31 @@ def choose(samples: Sequence[Sample], start: Tuning) -> Tuning:
     The fastest, or the cheapest of those that are as fast: with the fewest slots, then the fewest threads, then the
     batch nearest to that of `start`.
 
-    `start` where nothing was measured often enough to be believed.
+    What is to take the place of `start` must be faster by more than noise, or cheaper and as fast; the latter counts
+    only where samples of one tuning are alike. So it is `start` where nothing was measured often enough.
     """
     believed = [tuning for tuning in _tunings(samples) if len(_scores(samples, tuning)) >= REPEATS]
-    if not believed:
+    if start not in believed:
         return start
-    top = max(believed, key=lambda tuning: median(_scores(samples, tuning)))
-    as_fast = [tuning for tuning in believed if not is_faster(samples, top, tuning)]
+    is_quiet = noise(samples) <= TOO_NOISY
+    eligible = [
+        tuning
+        for tuning in believed
+        if tuning == start
+        or _is_faster(samples, tuning, start)
+        or (is_quiet and tuning.slots <= start.slots and tuning.threads <= start.threads)
+    ]
+    top = _score(samples, _top(samples, eligible))
+    as_fast = [tuning for tuning in eligible if _score(samples, tuning) >= top - GAIN]
     return min(as_fast, key=lambda tuning: (*tuning[:2], abs(tuning.batch_tokens - start.batch_tokens)))
 
 
-def is_faster(samples: Sequence[Sample], one: Tuning, other: Tuning) -> bool:
-    """Whether the one is faster than the other by more than noise."""
-    return median(_scores(samples, one)) > median(_scores(samples, other)) + max(GAIN, _noise(samples))
+def noise(samples: Sequence[Sample]) -> float:
+    """Half of how far apart samples of one tuning lie, in the median over all tunings: about one deviation, as a share
+    of the speed."""
+    repeated = [scores for tuning in _tunings(samples) if len(scores := _scores(samples, tuning)) > 1]
+    widths = [max(scores) - min(scores) for scores in repeated if min(scores) > -math.inf]
+    return median(widths) / 2 if widths else 0.0
 
 
 def _walk(grid: Grid, axis: int, start: Tuning, samples: list[Sample]) -> Generator[Tuning, Sample, Tuning]:
@@ -114,7 +128,7 @@ def _walk(grid: Grid, axis: int, start: Tuning, samples: list[Sample]) -> Genera
     for step in (1, -1):
         here = start
         while (there := _neighbour(grid, axis, here, step)) is not None:
-            yield from _measure(there, samples, median(_scores(samples, here)))
+            yield from _measure(there, samples, _score(samples, here))
             if not _pays(samples, axis, step, here, there):
                 break
             here = there
@@ -126,9 +140,14 @@ def _walk(grid: Grid, axis: int, start: Tuning, samples: list[Sample]) -> Genera
 def _pays(samples: Sequence[Sample], axis: int, step: int, here: Tuning, there: Tuning) -> bool:
     """Fewer slots or threads pay when nothing is lost, against the best there is: small losses would add up."""
     if step < 0 and axis != Tuning._fields.index("batch_tokens"):
-        top = max(_tunings(samples), key=lambda tuning: median(_scores(samples, tuning)))
-        return not is_faster(samples, top, there)
-    return is_faster(samples, there, here)
+        top = _top(samples, _tunings(samples))
+        return _score(samples, there) >= _score(samples, top) - GAIN
+    return _is_faster(samples, there, here)
+
+
+def _is_faster(samples: Sequence[Sample], one: Tuning, other: Tuning) -> bool:
+    """By more than noise."""
+    return _score(samples, one) > _score(samples, other) + max(GAIN, noise(samples))
 
 
 def _measure(tuning: Tuning, samples: list[Sample], standing: float) -> Generator[Tuning, Sample, None]:
@@ -157,8 +176,9 @@ def _scores(samples: Sequence[Sample], tuning: Tuning) -> Sequence[float]:
     return [sample.score for sample in samples if sample.tuning == tuning]
 
 
-def _noise(samples: Sequence[Sample]) -> float:
-    """Half of how far apart samples of one tuning lie, in the median over all tunings: about one deviation."""
-    repeated = [scores for tuning in _tunings(samples) if len(scores := _scores(samples, tuning)) > 1]
-    widths = [max(scores) - min(scores) for scores in repeated if min(scores) > -math.inf]
-    return median(widths) / 2 if widths else 0.0
+def _score(samples: Sequence[Sample], tuning: Tuning) -> float:
+    return median(_scores(samples, tuning))
+
+
+def _top(samples: Sequence[Sample], tunings: Sequence[Tuning]) -> Tuning:
+    return max(tunings, key=lambda tuning: _score(samples, tuning))
