@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -109,8 +109,8 @@ def tune(
     """
 
     async def work() -> int:
-        if budget_s < LEAST_BUDGET_S:
-            raise BadRequest(f"A budget of {budget_s:g} s was too little. Give at least {LEAST_BUDGET_S:g}.")
+        if not LEAST_BUDGET_S <= budget_s < inf:  # a NaN is in no range
+            raise BadRequest(f"A budget of {budget_s:g} s cannot be. Give at least {LEAST_BUDGET_S:g}.")
         settings = load(find(os.environ, Path.cwd()), os.environ)
         folder = data_dir(settings, os.environ, os.geteuid() == 0)
         gateway = None if force else _gateway(settings, url)

@@ -106,7 +106,9 @@ def _params(llamacpp: ModuleType, order: Order) -> CommonParams:
     # Apart, the caches of the slots make batches of embeddings that are cut, and their means wrong.
     params.kv_unified = True
     params.kv_unified_per_slot = order.context_tokens
-    params.n_batch = params.n_ubatch = min(order.context_tokens, order.batch_tokens)
+    batch_tokens = min(order.context_tokens, order.batch_tokens)
+    # What the slots do not divide makes llama.cpp abort (its issue 27175).
+    params.n_batch = params.n_ubatch = math.ceil(batch_tokens / order.slots) * order.slots
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = order.threads
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.embedding = True  # with pooling set, one server answers chats and embeddings
