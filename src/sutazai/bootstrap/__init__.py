@@ -262,7 +262,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 await membership.settled.wait()
         trial_model = ""
         if with_engine and is_engine_wanted(settings, fleet):
-            trial_model = await start_engines(settings, stack, fleet, membership, group)
+            trial_model = await start_engines(settings, data_dir, stack, fleet, membership, group)
         if with_worker:
             models = GatewayModels(
                 accounted,

@@ -193,7 +193,10 @@ async def _healthy(check: str, entry: Wanted, report: NodeReport) -> Finding:
     count = len(report.models)
     words = f"{node.kind.value}, {count} model{'s' if count > 1 else ''}"
     if slots is None and node.kind is NodeKind.OLLAMA:
-        hint = "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`."
+        hint = (
+            "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`. "
+            f"`sutazai nodes tune {node.name}` measures it."
+        )
         return Finding(check, Level.OK, words, hint)
     return Finding(check, Level.OK, words if slots is None else f"{words}, {slots} slots")
 

@@ -174,9 +174,10 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
     },
     model.Timeouts: dict.fromkeys(("connect_s", "first_token_s", "idle_s", "total_s", "keep_alive_s"), LIMIT_S),
     model.Engine: {
-        "slots": Range(1, 1024),
+        "slots": Range(0, 1024),
         "context_tokens": COUNT,
         "threads": Range(0, 4096),
+        "batch_tokens": Range(0, 65_536),
         "max_rss_bytes": Range(0),
     },
 }

@@ -455,14 +455,19 @@ class Engine(Group, frozen=True):
     models: tuple[str, ...] = ()
     """GGUF files to serve, one process each. Empty: the small trial model that ships with SutazAI."""
 
-    slots: int = 4
-    """Requests worked on at once, in one batch."""
+    slots: int = 0
+    """Requests worked on at once, in one batch. 0: as `sutazai nodes tune --save` found, else 4."""
 
     context_tokens: int = 4096
     """Context length of one slot."""
 
     threads: int = 0
-    """0: one fewer than the machine has cores, at least one, so that the gateway is not starved."""
+    """0: as tuned, else one for each core, without hyperthreads and within the CPU quota of the container, but so that
+    one CPU is left to the gateway."""
+
+    batch_tokens: int = 0
+    """Tokens of prompts that are computed at once, and the longest input of an embedding. 0: as tuned, else 2048; never
+    more than `context_tokens`."""
 
     max_rss_bytes: int = 0
     """Restart the engine, when it is idle, past this much memory. 0: the model's size and 2 GiB."""
