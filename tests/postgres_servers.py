@@ -90,6 +90,11 @@ class PostgresServer:
         """Host and port."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
     def make(self) -> None:
         """An empty cluster."""
         self._programs.run("initdb", "--auth=trust", f"--username={USER}", "--no-sync", "-D", self.folder)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
+from sutazai.adapters.postgres.servers import ServersState
 from sutazai.core.node import Health
 from sutazai.edge.server import Server
 from sutazai.gateway.ledger import Ledger
@@ -36,6 +37,25 @@ def task_gauges(depths: Depths, worker: Worker | None) -> Iterator[Metric]:
         yield gauge("sutazai_attempts_running", "Attempts of tasks under way here.", [((), worker.running)])
         ends = (((end,), count) for end, count in worker.ends.items())
         yield counter("sutazai_attempts", "Attempts that ended here, by what became of them.", ends, ("end",))
+
+
+def database_gauges(state: ServersState | None) -> Iterator[Metric]:
+    """What is known of the servers of the database, where there are several."""
+    if state is None:
+        return
+    named = [((server.name,), server) for server in state.servers]
+    label = ("server",)
+    up = ((name, server.is_primary is not None) for name, server in named)
+    yield gauge("sutazai_database_up", "Whether it answers.", up, label)
+    primary = ((name, server.is_primary is True) for name, server in named)
+    yield gauge("sutazai_database_primary", "Whether it is the one that is written to.", primary, label)
+    lag = ((name, server.lag_s) for name, server in named if server.lag_s is not None)
+    yield gauge("sutazai_database_lag_seconds", "At most so late is a replica.", lag, label)
+    reads = ((name, server.reads) for name, server in named)
+    yield counter("sutazai_database_reads", "Reads of clients that it answered.", reads, label)
+    yield counter("sutazai_database_misses", "Reads that a replica gave up, to the primary.", [((), state.misses)])
+    changes = [((), state.primary_changes)]
+    yield counter("sutazai_database_primary_changes", "Times that another server became the primary.", changes)
 
 
 def _nodes(pipeline: Pipeline) -> Iterator[Metric]:

@@ -26,6 +26,7 @@ from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.replay import ReplayStore
 from sutazai.ports.schedules import ScheduleStore
@@ -52,6 +53,7 @@ class Stores:
     files: FileStore
     webhooks: WebhookStore
     schedules: ScheduleStore
+    marks: Marks
     database: Database | None = None
     """What they are kept in, for its upkeep; None in memory."""
     replay: ReplayStore | None = None
@@ -96,6 +98,7 @@ async def _connected(url: Secret, settings: DatabaseSettings, max_length: int) -
         await migrate.migrate(database, migrate.read())
         yield Stores(
             database=database,
+            marks=database,
             keys=PostgresKeyStore(database),
             usage=PostgresUsageStore(database),
             tenants=PostgresTenantStore(database),
