@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.postgres_servers import PostgresServer, streaming
+from tests.postgres_servers import PostgresServer, paused, streaming
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.stores import connected
@@ -52,16 +52,6 @@ def settings_of(pair: Pair) -> Database:
     """Both servers; the first address may be either's."""
     primary, replica = pair
     return Database(url=replica.url, replicas=(primary.url,), replica_max_lag_s=LAG_S, timeout_s=LIMIT_S)
-
-
-@asynccontextmanager
-async def paused(replica: PostgresServer) -> AsyncIterator[None]:
-    """The replica goes on to receive, but replays nothing."""
-    await replica.ask("SELECT pg_wal_replay_pause()")
-    try:
-        yield
-    finally:
-        await replica.ask("SELECT pg_wal_replay_resume()")
 
 
 async def opened(pair: Pair, gateways: StartGateway, dial: Dial, *, with_all_agents: bool = False) -> Wire:

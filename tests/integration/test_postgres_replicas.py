@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.postgres_servers import PostgresServer, streaming
+from tests.postgres_servers import PostgresServer, paused, streaming
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.database import Database, open_database
@@ -76,18 +76,6 @@ async def seen(database: Database, number: int, after: Mark) -> bool:
     """Whether the row is there for a reader."""
     async with database.reading(after) as connection:
         return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM notes WHERE number = $1)", number))
-
-
-@asynccontextmanager
-async def paused(*replicas: PostgresServer) -> AsyncIterator[None]:
-    """Replicas that go on to receive, but replay nothing."""
-    for replica in replicas:
-        await replica.ask("SELECT pg_wal_replay_pause()")
-    try:
-        yield
-    finally:
-        for replica in replicas:
-            await replica.ask("SELECT pg_wal_replay_resume()")
 
 
 async def test_the_primary_writes_and_replicas_read(well: Servers) -> None:

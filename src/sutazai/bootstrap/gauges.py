@@ -41,20 +41,23 @@ def task_gauges(depths: Depths, worker: Worker | None) -> Iterator[Metric]:
 
 def database_gauges(state: ServersState | None) -> Iterator[Metric]:
     """What is known of the servers of the database, where there are several."""
-    if state is None:
-        return
-    named = [((server.name,), server) for server in state.servers]
+    named = [] if state is None else [((server.name,), server) for server in state.servers]
     label = ("server",)
     up = ((name, server.is_primary is not None) for name, server in named)
-    yield gauge("sutazai_database_up", "Whether it answers.", up, label)
+    yield gauge("sutazai_database_up", "Whether a server of the database answers.", up, label)
     primary = ((name, server.is_primary is True) for name, server in named)
-    yield gauge("sutazai_database_primary", "Whether it is the one that is written to.", primary, label)
+    yield gauge("sutazai_database_primary", "Whether it is the server of the database that writes.", primary, label)
     lag = ((name, server.lag_s) for name, server in named if server.lag_s is not None)
-    yield gauge("sutazai_database_lag_seconds", "At most so late is a replica.", lag, label)
+    yield gauge("sutazai_database_lag_seconds", "How late a replica of the database is.", lag, label)
+    behind = ((name, server.behind_bytes) for name, server in named if server.behind_bytes is not None)
+    yield gauge("sutazai_database_behind_bytes", "What a replica has not replayed of the log.", behind, label)
     reads = ((name, server.reads) for name, server in named)
-    yield counter("sutazai_database_reads", "Reads of clients that it answered.", reads, label)
-    yield counter("sutazai_database_misses", "Reads that a replica gave up, to the primary.", [((), state.misses)])
-    changes = [((), state.primary_changes)]
+    yield counter(
+        "sutazai_database_reads", "Reads of clients, by the server of the database that answered.", reads, label
+    )
+    misses = [((), 0 if state is None else state.misses)]
+    yield counter("sutazai_database_misses", "Reads that a replica gave up, to another server.", misses)
+    changes = [((), 0 if state is None else state.primary_changes)]
     yield counter("sutazai_database_primary_changes", "Times that another server became the primary.", changes)
 
 

@@ -66,8 +66,12 @@ class ServerState:
     name: str
     is_primary: bool | None
     """None where it does not answer."""
+    is_fresh: bool
+    """Whether it is a replica that may be read from."""
     lag_s: float | None
-    """At most so late is a replica; None where that is not known, and for a primary."""
+    """How long ago a replica had last replayed where the primary was; None for others, and without a primary."""
+    behind_bytes: int | None
+    """What it has not replayed of the primary's log; None as above."""
     reads: int
     """Reads of clients that it answered."""
     fault: str
@@ -98,6 +102,8 @@ class Server:
         self.fault = ""
         """Why not, when it last did not."""
         self.was_asked = False
+        self.fresh_at = time.monotonic()
+        """When a replica had last replayed where the primary was then; or when it became known to us."""
         self.hurry = asyncio.Event()
         """Set where the next look should not wait."""
         self.looked_at = -math.inf
@@ -236,11 +242,14 @@ class Servers:
 
     def state(self) -> ServersState:
         """What is known now."""
+        now, needed = time.monotonic(), self._needed()
         states = [
             ServerState(
                 name=server.pool.name,
                 is_primary=None if server.report is None else server is self.leader,
-                lag_s=self._lag_s(server),
+                is_fresh=self._serves(server, needed, 0),
+                lag_s=None if (behind_bytes := self._behind_bytes(server)) is None else now - server.fresh_at,
+                behind_bytes=behind_bytes,
                 reads=server.reads,
                 fault=server.fault if server.report is None else "",
             )
@@ -261,11 +270,10 @@ class Servers:
             return True  # nobody writes, so nobody is late
         return needed is not None and report.position >= needed
 
-    def _lag_s(self, server: Server) -> float | None:
-        if server.report is None or server is self.leader or not self._positions:
+    def _behind_bytes(self, server: Server) -> int | None:
+        if server.report is None or server.report.is_primary or self.leader is None or not self._positions:
             return None
-        replayed = [at for at, position in self._positions if position <= server.report.position]
-        return time.monotonic() - max(replayed, default=self._positions[0][0])
+        return max(self._positions[-1][1] - server.report.position, 0)
 
     async def _watch(self, server: Server) -> None:
         while True:
@@ -275,6 +283,9 @@ class Servers:
             self._choose()
             if server.report is not None and server is self.leader:
                 self._learn(began, server.report)
+            elif server.report is not None:
+                had = [at for at, position in self._positions if position <= server.report.position]
+                server.fresh_at = max(had, default=server.fresh_at)
             self._wake()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.max_lag_s / LOOKS):
