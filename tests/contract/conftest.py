@@ -69,6 +69,7 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             messages=no_tasks,
             webhooks=no_tasks,
             schedules=no_tasks,
+            marks=no_tasks,
             files=MemoryFiles(),
         )
         return

@@ -30,7 +30,7 @@ from sutazai.adapters.redis.limits import RedisLimits
 from sutazai.adapters.redis.link import RedisLink, open_redis
 from sutazai.adapters.redis.sessions import RedisSessionStore
 from sutazai.bootstrap.engines import is_engine_wanted, start_engines
-from sutazai.bootstrap.gauges import gauges, task_gauges
+from sutazai.bootstrap.gauges import database_gauges, gauges, task_gauges
 from sutazai.bootstrap.keys import follow_keys, open_door, weight_of
 from sutazai.bootstrap.rules import (
     Live,
@@ -212,6 +212,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             messages=stores.messages,
             files=stores.files,
             objects=objects,
+            marks=stores.marks,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -225,7 +226,13 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         )
         port = await server.bind()
         worker: Worker | None = None
-        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue, worker)))
+        metrics.gauges(
+            lambda: chain(
+                gauges(pipeline, server, ledger),
+                task_gauges(task_queue, worker),
+                database_gauges(stores.database.servers() if stores.database else None),
+            )
+        )
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
             live.settings = new

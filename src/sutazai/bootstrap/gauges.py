@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
+from sutazai.adapters.postgres.servers import ServersState
 from sutazai.adapters.rabbitmq.publishing import Outcome
 from sutazai.bootstrap.tasks import BrokerSide, TaskQueue
 from sutazai.core.node import Health
@@ -60,6 +61,28 @@ def _broker(side: BrokerSide) -> Iterator[Metric]:
     yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, ("source",))
     carried = [((each.source.value,), each.carried) for each in side.broadcasts]
     yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, ("source",))
+
+
+def database_gauges(state: ServersState | None) -> Iterator[Metric]:
+    """What is known of the servers of the database, where there are several."""
+    named = [] if state is None else [((server.name,), server) for server in state.servers]
+    label = ("server",)
+    up = ((name, server.is_primary is not None) for name, server in named)
+    yield gauge("sutazai_database_up", "Whether a server of the database answers.", up, label)
+    primary = ((name, server.is_primary is True) for name, server in named)
+    yield gauge("sutazai_database_primary", "Whether it is the server of the database that writes.", primary, label)
+    lag = ((name, server.lag_s) for name, server in named if server.lag_s is not None)
+    yield gauge("sutazai_database_lag_seconds", "How late a replica of the database is.", lag, label)
+    behind = ((name, server.behind_bytes) for name, server in named if server.behind_bytes is not None)
+    yield gauge("sutazai_database_behind_bytes", "What a replica has not replayed of the log.", behind, label)
+    reads = ((name, server.reads) for name, server in named)
+    yield counter(
+        "sutazai_database_reads", "Reads of clients, by the server of the database that answered.", reads, label
+    )
+    misses = [((), 0 if state is None else state.misses)]
+    yield counter("sutazai_database_misses", "Reads that a replica gave up, to another server.", misses)
+    changes = [((), 0 if state is None else state.primary_changes)]
+    yield counter("sutazai_database_primary_changes", "Times that another server became the primary.", changes)
 
 
 def _nodes(pipeline: Pipeline) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.schedules import ScheduleStore
@@ -62,6 +63,7 @@ class Pool:
     messages: MessageStore
     files: FileStore
     objects: ObjectStore
+    marks: Marks
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.task import (
     CancelAsked,
     Cancelled,
@@ -100,7 +101,7 @@ class MemoryTaskStore:
             turn.wait(new, open_, needs_success=True)
         return turn.tasks[new]
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         found = await self.several(tenant, [task_id])
         return found[0] if found else None
 
@@ -109,7 +110,9 @@ class MemoryTaskStore:
         found = [self._tasks[one] for one in dict.fromkeys(task_ids) if one in self._tasks]
         return [task for task in found if task.draft.tenant == tenant]
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
         self._check()
         found = [
             task

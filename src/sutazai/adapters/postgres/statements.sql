@@ -138,16 +138,17 @@ SELECT version, name, checksum FROM schema_migrations ORDER BY version
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
 
 -- name: server_report
--- A place in the log as a number. The name of a file of the log begins with the timeline.
+-- A place in the log as a number. The name of a file of the log begins with the timeline. What is written is flushed a
+-- moment later, and at once where somebody waits for it.
 SELECT
     NOT pg_is_in_recovery() AS is_primary,
     CASE WHEN pg_is_in_recovery() THEN 0
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
     (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
-        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position
-
--- name: log_position
-SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position,
+    (CASE WHEN pg_is_in_recovery() THEN '0/0'
+        ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::bigint AS written,
+    (SELECT system_identifier FROM pg_control_system()) AS cluster
 
 -- name: has_statement_counts
 SELECT to_regclass('pg_stat_statements')::text

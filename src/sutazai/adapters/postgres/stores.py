@@ -28,6 +28,7 @@ from sutazai.ports.audit import AuditLog
 from sutazai.ports.broadcasts import BroadcastStore
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.replay import ReplayStore
 from sutazai.ports.schedules import ScheduleStore
@@ -54,6 +55,7 @@ class Stores:
     files: FileStore
     webhooks: WebhookStore
     schedules: ScheduleStore
+    marks: Marks
     database: Database | None = None
     """What they are kept in, for its upkeep; None in memory."""
     replay: ReplayStore | None = None
@@ -109,6 +111,7 @@ async def _connected(
         await migrate.migrate(database, migrate.read())
         yield Stores(
             database=database,
+            marks=database,
             keys=PostgresKeyStore(database),
             usage=PostgresUsageStore(database),
             tenants=PostgresTenantStore(database),

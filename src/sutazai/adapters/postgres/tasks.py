@@ -17,6 +17,7 @@ from sutazai.adapters.postgres.tail import EventTail
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.task import (
     CancelAsked,
     Cancelled,
@@ -128,27 +129,33 @@ class PostgresTaskStore:
         ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
         return [(one, tasks.get(one)) for one in ids]
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
-        found = await self.several(tenant, [task_id])
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
+        found = await read(self._database, tenant, [task_id], seen=seen)
+        if not found and seen is not None and self._database.has_replicas:
+            # what a replica does not have yet is no reason to deny it
+            found = await read(self._database, tenant, [task_id])
         return found[0] if found else None
 
     async def several(self, tenant: str, task_ids: Sequence[str]) -> Sequence[Task]:
         return await read(self._database, tenant, task_ids)
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
         if (before and not is_task_id(before)) or (which.parent and not is_task_id(which.parent)):
             return ()
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                self._sql["tasks_page"],
-                tenant,
-                uuid_of(before) if before else None,
-                None if which.status is None else which.status.value,
-                which.agent,
-                uuid_of(which.parent) if which.parent else None,
-                which.user,
-                limit,
-            )
+        rows = await self._database.rows(
+            self._sql["tasks_page"],
+            tenant,
+            uuid_of(before) if before else None,
+            None if which.status is None else which.status.value,
+            which.agent,
+            uuid_of(which.parent) if which.parent else None,
+            which.user,
+            limit,
+            tenant=tenant,
+            seen=seen,
+        )
         return [task_of(row) for row in rows]
 
     async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
