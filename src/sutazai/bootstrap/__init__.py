@@ -135,7 +135,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         live = Live(settings)
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(settings.database, data_dir, shards=settings.shards, max_length=settings.tasks.max_length)
         )
         if web is None:
             web = await stack.enter_async_context(way_to_the_web(settings.web))

@@ -84,8 +84,8 @@ async def begin_queue(
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
-    if stores.database is not None:
-        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
+    for database in stores.databases:
+        begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)
         begin(depths.run, "look how many tasks wait")
@@ -134,7 +134,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(settings.database, data_dir, shards=settings.shards, max_length=settings.tasks.max_length)
         )
         web = await stack.enter_async_context(way_to_the_web(settings.web))
         objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)

@@ -33,6 +33,7 @@ from sutazai.core.task import (
     storable,
     task_id,
 )
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.queue import Message, Queue
 from sutazai.ports.task_events import KeptEvent, encode
@@ -87,7 +88,7 @@ class MemoryTaskStore:
         for waited, task in before.items():
             if task is None or task.draft.tenant != draft.tenant:
                 raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
-        new = task_id(time.time(), int.from_bytes(os.urandom(10)) >> 6)
+        new = task_id(time.time(), int.from_bytes(os.urandom(8)) >> 2, slot=slot_of(draft.tenant))
         if draft.idempotency_key:
             keys[draft.tenant, draft.idempotency_key] = new
         open_ = [task.id for task in before.values() if task is not None and not task.status.is_end]

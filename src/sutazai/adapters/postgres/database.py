@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 
 from sutazai.adapters.postgres import statements
 from sutazai.adapters.postgres.addresses import one_by_one
-from sutazai.adapters.postgres.faults import LOST, CommitUnknown, told_as_unavailable
+from sutazai.adapters.postgres.faults import LOST, CommitUnknown, SlotMoved, told_as_unavailable
 from sutazai.adapters.postgres.pool import Connection, Lease, Pool, PoolRules
 from sutazai.adapters.postgres.servers import Position, Servers
 from sutazai.core.errors import StoreUnavailable
 from sutazai.settings.secret import Secret
 
-__all__ = ["CommitUnknown", "Connection", "Database", "PoolRules", "Position", "open_database", "told_as_unavailable"]
+__all__ = [
+    "CommitUnknown",
+    "Connection",
+    "Database",
+    "PoolRules",
+    "Position",
+    "SlotMoved",
+    "open_database",
+    "told_as_unavailable",
+]
 
 USUAL = PoolRules()
 FIRST_PAUSE_S = 0.02
@@ -37,6 +47,7 @@ class Database:
         self._pools = pools
         self._servers = servers
         self._timeout_s = timeout_s
+        self._slots: Sequence[int] = ()
         self.sql = sql
         """Statements by name."""
 
@@ -44,6 +55,17 @@ class Database:
     def is_direct(self) -> bool:
         """Whether servers themselves answer, as far as is known; a PgBouncer passes no notifications on."""
         return all(pool.is_direct for pool in self._pools)
+
+    def of(self, slots: Iterable[int]) -> Database:
+        """
+        The same database, for the data of these shard slots.
+
+        A transaction on it holds them here until its end; it raises `SlotMoved`, before anything was read or written,
+        where one of them is not here. It reads from the primary: a replica does not know yet what has just left.
+        """
+        view = copy(self)
+        view._slots = sorted(slots)
+        return view
 
     @asynccontextmanager
     async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Connection]:
@@ -102,6 +124,8 @@ class Database:
                 async with asyncio.timeout(limit_s):
                     lease = await begin()
                     try:
+                        if self._slots:
+                            await lease.connection.execute(self.sql["enter_slots"], self._slots)
                         yield lease.connection
                         is_committing = True
                         await lease.commit()
@@ -132,7 +156,7 @@ class Database:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _begin_reading(self, after: Position | None) -> Lease:
-        if self._servers is not None:
+        if self._servers is not None and not self._slots:
             for server in await self._servers.replicas(after):
                 try:
                     async with asyncio.timeout(self._servers.max_lag_s):

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -35,6 +36,7 @@ from sutazai.core.task import (
     task_id,
     uuid_of,
 )
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
@@ -63,6 +65,12 @@ class PostgresTaskStore:
         self._max_length = max_length
         self._wall = wall
         self._tail = EventTail(database)
+
+    def on(self, database: Database) -> PostgresTaskStore:
+        """The same store for a view of its database."""
+        view = copy(self)
+        view._database = database
+        return view
 
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
         for draft in drafts:
@@ -105,7 +113,7 @@ class PostgresTaskStore:
 
     async def _known(self, connection: Connection, drafts: Sequence[TaskDraft]) -> Sequence[tuple[str, Task | None]]:
         """For each draft the id that it is to have, and the task where there is one already."""
-        ids = [new_id() for _ in drafts]
+        ids = [new_id(draft.tenant) for draft in drafts]
         keyed: dict[tuple[str, str], str] = {}
         for place, draft in enumerate(drafts):
             if draft.idempotency_key:
@@ -289,6 +297,6 @@ class _Circle(StoreUnavailable):
     """Another transaction was let go first."""
 
 
-def new_id() -> str:
+def new_id(tenant: str) -> str:
     """An id of now."""
-    return task_id(time.time(), int.from_bytes(os.urandom(10)) >> 6)
+    return task_id(time.time(), int.from_bytes(os.urandom(8)) >> 2, slot=slot_of(tenant))
