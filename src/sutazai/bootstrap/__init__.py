@@ -138,6 +138,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             open_stores(
                 settings.database,
                 data_dir,
+                shards=settings.shards,
                 max_length=settings.tasks.max_length,
                 promote_after_s=settings.tasks.promote_after_s,
             )
@@ -230,7 +231,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             lambda: chain(
                 gauges(pipeline, server, ledger),
                 task_gauges(task_queue, worker),
-                database_gauges(stores.database.servers() if stores.database else None),
+                database_gauges([state for one in stores.databases if (state := one.servers())]),
             )
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import Metric
 
@@ -54,18 +54,19 @@ def _broker(side: BrokerSide) -> Iterator[Metric]:
     yield counter("sutazai_rabbitmq_publishers_replaced", "Channels given up after refusals, or broken.", replaced)
     letters = [((what,), count) for what, count in side.dead_letters.counts.items()]
     yield counter("sutazai_dead_letters", "What the broker gave up and this process saw.", letters, ("what",))
-    behind = [((each.source.value,), each.behind) for each in side.broadcasts]
+    label = ("source", "shard")
+    behind = [((each.source.value, each.shard), each.behind) for each in side.broadcasts]
     text = "Positions not yet told on the stream, where this process tells them; else 0."
-    yield gauge("sutazai_broadcast_behind", text, behind, ("source",))
-    behind_s = [((each.source.value,), each.behind_s) for each in side.broadcasts]
-    yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, ("source",))
-    carried = [((each.source.value,), each.carried) for each in side.broadcasts]
-    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, ("source",))
+    yield gauge("sutazai_broadcast_behind", text, behind, label)
+    behind_s = [((each.source.value, each.shard), each.behind_s) for each in side.broadcasts]
+    yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, label)
+    carried = [((each.source.value, each.shard), each.carried) for each in side.broadcasts]
+    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, label)
 
 
-def database_gauges(state: ServersState | None) -> Iterator[Metric]:
-    """What is known of the servers of the database, where there are several."""
-    named = [] if state is None else [((server.name,), server) for server in state.servers]
+def database_gauges(states: Sequence[ServersState]) -> Iterator[Metric]:
+    """What is known of the servers of databases that have several."""
+    named = [((server.name,), server) for state in states for server in state.servers]
     label = ("server",)
     up = ((name, server.is_primary is not None) for name, server in named)
     yield gauge("sutazai_database_up", "Whether a server of the database answers.", up, label)
@@ -79,9 +80,9 @@ def database_gauges(state: ServersState | None) -> Iterator[Metric]:
     yield counter(
         "sutazai_database_reads", "Reads of clients, by the server of the database that answered.", reads, label
     )
-    misses = [((), 0 if state is None else state.misses)]
+    misses = [((), sum(state.misses for state in states))]
     yield counter("sutazai_database_misses", "Reads that a replica gave up, to another server.", misses)
-    changes = [((), 0 if state is None else state.primary_changes)]
+    changes = [((), sum(state.primary_changes for state in states))]
     yield counter("sutazai_database_primary_changes", "Times that another server became the primary.", changes)
 
 

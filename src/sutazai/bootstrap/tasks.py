@@ -96,8 +96,8 @@ async def begin_queue(
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
-    if stores.database is not None:
-        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
+    for database in stores.databases:
+        begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)
         begin(depths.run, "look how many tasks wait")
@@ -106,11 +106,11 @@ async def begin_queue(
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
     dead_letters = DeadLetters(broker, stores.tasks)
     begin(dead_letters.run, "end what the broker gave up")
-    broadcasts: list[Broadcast] = []
-    if stores.broadcasts is not None:
-        broadcasts = [Broadcast(stores.broadcasts, source, broker.events.append, wall=_now) for source in Source]
+    broadcasts = [
+        Broadcast(store, source, broker.events.append, wall=_now) for store in stores.broadcasts for source in Source
+    ]
     for each in broadcasts:
-        begin(each.run, f"carry {each.source} to the stream")
+        begin(each.run, f"carry {each.source} of {each.shard or 'the database'} to the stream")
     depths = Depths([stores.queue, broker], names)
     begin(depths.run, "look how many tasks wait")
     side = BrokerSide(queue=broker, dead_letters=dead_letters, broadcasts=broadcasts)
@@ -157,6 +157,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
             open_stores(
                 settings.database,
                 data_dir,
+                shards=settings.shards,
                 max_length=settings.tasks.max_length,
                 promote_after_s=settings.tasks.promote_after_s,
             )

@@ -131,7 +131,7 @@ async def keys(settings: Settings, folder: Path) -> Finding:
     # an embedded database that was never started holds no key, and need not be made to find that out
     if settings.database.url is not None or (folder / "postgres").exists():
         try:
-            async with open_stores(settings.database, folder) as stores:
+            async with open_stores(settings.database, folder, shards=settings.shards) as stores:
                 live = sum(key.revoked_at is None for key in await stores.keys.all())
         except StoreUnavailable as error:
             return Finding("keys", Level.FAIL, f"They could not be read. {error.message}")

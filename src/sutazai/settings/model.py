@@ -110,6 +110,31 @@ class Database(Group, frozen=True):
     pool_pre_ping: bool = True
     """Whether a connection is tried before anything is sent over it. A dead one is replaced unnoticed."""
 
+    region: str = ""
+    """Where this process runs. With `[[shards]]` it opens those of its region alone, and keeps data only of tenants
+    whose home it is (`sutazai tenants set NAME --region`). Empty: there are no regions."""
+
+
+class Shard(Group, frozen=True):
+    """
+    One of the databases that tenants' data is spread over: a `[[shards]]` table.
+
+    `[database]` then keeps what is left: keys, tenants, the audit log, usage, and which shard has whom. Every process
+    needs the same tables here; `sutazai shards add` takes a shard into use. Without any, `[database]` keeps all.
+    """
+
+    name: str
+    """What commands call it. It stays the same when its servers change."""
+
+    url: Secret | None = None
+    """As in `[database]`, with the limits given there. Left out, it is `[database]` itself."""
+
+    replicas: tuple[Secret, ...] = ()
+    """Addresses of further servers of this shard, as in `[database]`."""
+
+    region: str = ""
+    """Where it is. Empty: there are no regions."""
+
 
 class NodeSettings(Group, frozen=True):
     """One model server: a `[[nodes]]` table."""
@@ -492,6 +517,7 @@ class Settings(Group, frozen=True):
     server: Server = Server()
     auth: Auth = Auth()
     database: Database = Database()
+    shards: tuple[Shard, ...] = ()
     nodes: tuple[NodeSettings, ...] = ()
     discovery: Discovery = Discovery()
     models: dict[str, ModelSettings] = {}

@@ -33,6 +33,7 @@ from sutazai.core.task import (
     storable,
 )
 from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.queue import Message, Queue
 from sutazai.ports.task_events import KeptEvent, encode
@@ -88,7 +89,7 @@ class MemoryTaskStore:
         for waited, task in before.items():
             if task is None or task.draft.tenant != draft.tenant:
                 raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
-        new = self._ids.next(turn.now)
+        new = self._ids.next(turn.now, slot_of(draft.tenant))
         if draft.idempotency_key:
             keys[draft.tenant, draft.idempotency_key] = new
         open_ = [task.id for task in before.values() if task is not None and not task.status.is_end]

@@ -203,22 +203,34 @@ class PostgresConsumer:
             self._found.clear()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
-        while True:
-            if found := self._found[:at_most]:
-                del self._found[:at_most]
-                return found
+        while not (found := await self.look(at_most, self._prefetch - self.held)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self.called()
+        return found
+
+    async def look(self, at_most: int, free: int) -> Sequence[Delivery]:
+        """What is there now: what was found before, else as many as are free. A cancellation loses none."""
+        if not self._found:
             if self._look is None:
                 self._called.clear()
-                looking = self._take(min(at_most, self._prefetch - len(self._held)))
-                self._look = asyncio.create_task(looking, name="look for messages")
+                self._look = asyncio.create_task(self._take(min(at_most, free)), name="look for messages")
             look = self._look
             await asyncio.wait([look])
             self._look = None
             self._found.extend(look.result())
-            if not self._found:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._called.wait()
+        found = self._found[:at_most]
+        del self._found[:at_most]
+        return found
+
+    async def called(self) -> None:
+        """Until there may be something for us."""
+        await self._called.wait()
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are not dealt with."""
+        return len(self._held)
 
     async def _take(self, at_most: int) -> Sequence[Delivery]:
         if at_most <= 0:

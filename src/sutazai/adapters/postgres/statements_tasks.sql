@@ -61,6 +61,7 @@ WHERE deleted_at IS NULL
     AND ($4::text = '' OR agent = $4)
     AND ($5::uuid IS NULL OR parent = $5)
     AND ($6::text = '' OR user_id = $6)
+    AND ($1::text IS NOT NULL OR sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned'))
 ORDER BY id DESC
 LIMIT $7
 
@@ -89,6 +90,7 @@ WHERE tasks.is_cancelling OR tasks.deliveries <> held.fence OR tasks.status <> '
 -- name: past_deadline
 SELECT id FROM tasks
 WHERE deadline <= $1 AND status IN ('waiting', 'pending')
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
 ORDER BY deadline
 LIMIT $2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -35,6 +36,7 @@ from sutazai.core.task import (
     uuid_of,
 )
 from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
@@ -64,6 +66,12 @@ class PostgresTaskStore:
         self._wall = wall
         self._tail = EventTail(database)
         self._ids = TaskIds(secrets.randbits)
+
+    def on(self, database: Database) -> PostgresTaskStore:
+        """The same store for a view of its database."""
+        view = copy(self)
+        view._database = database
+        return view
 
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
         for draft in drafts:
@@ -110,7 +118,7 @@ class PostgresTaskStore:
         """For each draft the id that it is to have, and the task where there is one already."""
         # Of the time of this transaction: a task is due from the time in its id on, and one of a moment later would
         # wait for the next look at what has become due, while those that come after it go first.
-        ids = [self._ids.next(now) for _ in drafts]
+        ids = [self._ids.next(now, slot_of(draft.tenant)) for draft in drafts]
         keyed: dict[tuple[str, str], str] = {}
         for place, draft in enumerate(drafts):
             if draft.idempotency_key:
