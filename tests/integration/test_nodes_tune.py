@@ -37,6 +37,7 @@ real = pytest.mark.skipif(
     reason="the wheel xllamacpp is not installed",
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "tune-a-node.md"
 SOURCE = Path(sutazai.__file__).parents[1]
 COMMAND_S = 60.0
 FAST_S = 0.002
@@ -221,6 +222,27 @@ async def test_the_engine_is_tuned_and_the_next_start_runs_as_was_found(shell: S
     assert {name: getattr(kept, name) for name in found["best"]} == found["best"]
     assert (kept.model_digest, kept.machine) == (model_digest(TRIAL_MODEL), str(this_machine()))
     assert all(sample["generated_per_s"] > 0 for sample in found["samples"])
+
+
+@real
+@pytest.mark.deadline(60)
+async def test_the_commands_of_the_page_do_what_it_shows(shell: Shell) -> None:
+    """The time is cut short, and how many threads there are is the machine's."""
+    blocks = re.findall(
+        r"^```console\n\$ sutazai nodes tune (.+)\n((?:.+\n)*)```$", PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    shell.settings()
+
+    done = [await shell.run(*words.replace("--budget-s 60", "--budget-s 6").split()) for words, _ in blocks]
+
+    assert [one.code for one in done] == [0, 0]
+    assert _without_threads(done[0].out) == _without_threads(blocks[0][1])
+    assert done[1].out.startswith("SLOTS   THREADS   BATCH   ANSWERS TOKENS/S   PROMPTS TOKENS/S   SPEED\n")
+    assert str(shell.folder / NAME) in done[1].out
+
+
+def _without_threads(text: str) -> str:
+    return re.sub(r"\d+ threads?|at most \d+ times|threads: .*", "", text)
 
 
 @real
