@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sutazai
-from sutazai.adapters.llamacpp.machine import this_machine
-from sutazai.adapters.llamacpp.spec import TRIAL_MODEL
+from sutazai.adapters.llamacpp.machine import GIB, this_machine
+from sutazai.adapters.llamacpp.spec import TRIAL_MODEL, discover_models
 from sutazai.adapters.llamacpp.tuned import NAME, Tuned, keep_tuned, model_digest, read_tuned
 from sutazai.bootstrap import open_gateway
+from sutazai.bootstrap.tuning import engine_target
+from sutazai.core.errors import EngineFault
 from sutazai.core.node import NodeKind
 from sutazai.settings.load import parse
 from sutazai.settings.model import Discovery, Engine, Server, Settings
@@ -268,6 +270,24 @@ async def test_an_interrupted_tuning_ends_its_engine_and_keeps_nothing(shell: Sh
 def _children(parent: int) -> list[int]:
     text = (Path("/proc") / str(parent) / "task" / str(parent) / "children").read_text()
     return [int(pid) for pid in text.split()]
+
+
+@real
+async def test_slots_that_memory_does_not_do_for_are_not_tried() -> None:
+    settings = Settings(engine=Engine(slots=1, threads=1))
+    [spec] = discover_models(settings.engine)
+    free_bytes = [GIB, 0]
+
+    async def nobody() -> None:
+        """Nobody needs the node."""
+
+    target = engine_target(spec, settings, this_machine(), free_bytes=lambda: free_bytes.pop(0), check=nobody)
+
+    async with target.subject.opened(target.start) as node:
+        assert (await node.probe()).slots == 1
+    with pytest.raises(EngineFault, match="Memory did not do for 16 slots"):
+        async with target.subject.opened(target.start._replace(slots=16)):
+            pass
 
 
 @real

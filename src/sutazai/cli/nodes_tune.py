@@ -29,7 +29,7 @@ from sutazai.bootstrap.tuning import Target, engine_target, node_target
 from sutazai.cli.checks import available_bytes
 from sutazai.cli.client import ANSWER_S, GatewayClient, NoGateway, Url, gateway_url, guarded
 from sutazai.cli.printing import Cell, complain, print_json, print_table
-from sutazai.core.errors import BadRequest, Forbidden, Overloaded, Unauthorized, UnknownModel
+from sutazai.core.errors import BadRequest, EngineFault, Forbidden, Overloaded, Unauthorized, UnknownModel
 from sutazai.core.node import Node, NodeKind, NodeReport
 from sutazai.edge.auth import is_loopback
 from sutazai.gateway.membership import Wanted
@@ -132,11 +132,18 @@ def tune(
         finally:
             if gateway is not None:
                 gateway.close()
-        kept = await asyncio.to_thread(_keep, found.spec, outcome.best, folder) if save and found.spec else None
+        kept: Path | EngineFault | None = None
+        if save and found.spec is not None:
+            try:
+                kept = await asyncio.to_thread(_keep, found.spec, outcome.best, folder)
+            except EngineFault as fault:
+                kept = fault  # what was measured is told first, for it took a while
         if json:
             print_json(_plain(name, found.target, outcome, kept))
         else:
             _print(found, outcome, kept, settings.engine)
+        if isinstance(kept, EngineFault):
+            raise kept
         return 0
 
     return guarded(lambda: uvloop.run(work()))
@@ -329,7 +336,7 @@ def _print_plan(name: str, target: Target, *, as_json: bool) -> None:
     )
 
 
-def _print(found: _Found, outcome: Outcome, kept: Path | None, engine: Engine) -> None:
+def _print(found: _Found, outcome: Outcome, kept: Path | EngineFault | None, engine: Engine) -> None:
     target, best = found.target, outcome.best
     print_table(HEADS, _rows(outcome))
     if not outcome.is_complete:
@@ -339,7 +346,7 @@ def _print(found: _Found, outcome: Outcome, kept: Path | None, engine: Engine) -
     if best == outcome.start:
         sys.stdout.write("\nNothing was faster than what it has.\n")
     sys.stdout.write(f"\n{target.settings_lines(best)}\n")
-    if kept is None:
+    if not isinstance(kept, Path):
         return
     sys.stdout.write(f"\nKept in {kept}; the next start of `sutazai up` takes it.\n")
     if by_hand := [field for field in Tuning._fields if getattr(engine, field)]:
@@ -367,7 +374,7 @@ def _rows(outcome: Outcome) -> list[list[Cell]]:
     ]
 
 
-def _plain(name: str, target: Target, outcome: Outcome, kept: Path | None) -> dict[str, object]:
+def _plain(name: str, target: Target, outcome: Outcome, kept: Path | EngineFault | None) -> dict[str, object]:
     return {
         "node": name,
         "model": target.subject.model,
@@ -380,5 +387,5 @@ def _plain(name: str, target: Target, outcome: Outcome, kept: Path | None) -> di
             for sample in outcome.samples
         ],
         "settings": target.settings_lines(outcome.best),
-        "kept_in": None if kept is None else str(kept),
+        "kept_in": str(kept) if isinstance(kept, Path) else None,
     }
