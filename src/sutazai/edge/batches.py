@@ -56,7 +56,7 @@ def routes(pool: Pool) -> list[Address]:
             priority=Priority.LOW,
             idempotency_key=http.headers.get("idempotency-key", ""),
         )
-        return json_reply(told(await pool.submission.submit(wanted, by)))
+        return await now(await pool.results.whole(await pool.submission.submit(wanted, by)))
 
     async def listed(http: HttpRequest) -> Response:
         tenant, query = _submitter(http).tenant, http.query_params
@@ -65,7 +65,8 @@ def routes(pool: Pool) -> list[Address]:
         if after and not before:
             raise BadRequest("after was no id of a batch job.", where="after")
         found = await store.page(tenant, TaskFilter(agent=BATCH), before=before, limit=limit + 1)
-        page = [told(task, cancelling_at=await cancelling_at(task)) for task in found[:limit]]
+        tasks = await pool.results.several(found[:limit])
+        page = [told(task, cancelling_at=await cancelling_at(task)) for task in tasks]
         ids = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, **ids})
 
@@ -93,7 +94,7 @@ def routes(pool: Pool) -> list[Address]:
         task = await store.get(tenant, task_id) if (task_id := _task_id(asked)) else None
         if task is None or task.draft.agent != BATCH:
             raise NotFound(f"No batch job is {asked[:64]!r} here; `GET /v1/batches` lists those that are.")
-        return task
+        return await pool.results.whole(task)
 
     async def now(task: Task) -> Response:
         """The batch job with what its chunks have done by now."""

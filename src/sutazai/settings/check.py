@@ -144,6 +144,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "llm_slots": Range(1, 10_000),
         "max_length": COUNT,
         "delivery_limit": Range(1, 1000),
+        "max_inline_bytes": Range(1024, 16 * 2**20),
         "statistics_s": Range(1, 30 * 86_400),
         "keep_months": Range(0, 1200),
         "drain_s": PAUSE_S,
