@@ -146,6 +146,8 @@ def told(task: Task, chunks: Sequence[ChunkDone] = (), *, cancelling_at: int | N
         **{f"{end}_at": _seconds(task.ended_at) if status == end else None for end in _ENDS},
         "request_counts": counts,
         "metadata": job.metadata,
+        "model": result.model or progress.model,
+        "usage": _usage(result) if task.status is TaskStatus.COMPLETED else None,
     }
 
 
@@ -171,6 +173,16 @@ def _errors(task: Task, result: BatchResult) -> list[Complaint]:
         code = FailureReason.ERROR if task.reason is None else task.reason
         return [Complaint(code=code.value, message=task.error or "The batch job was given up.")]
     return result.errors
+
+
+def _usage(result: BatchResult) -> dict[str, Any]:
+    return {
+        "input_tokens": result.input_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": result.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": result.input_tokens + result.output_tokens,
+    }
 
 
 def _job(task: Task) -> BatchJob:
