@@ -228,6 +228,34 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
     assert await client.batches.cancel(batch.id) == cancelled
 
 
+@pytest.mark.deadline(90)
+async def test_a_batch_job_whose_day_is_over_has_files_of_what_was_answered(
+    client: openai.AsyncOpenAI, node: FakeNode, data_dir: Path, tmp_path: Path
+) -> None:
+    """Eight chunks of fifty lines are taken, four end after four seconds; one that waits is found late within one."""
+    node.default = Answer(first_token_s=0.3)
+    batch = await begun(client, *(line(number) for number in range(200, 602)))
+    batch = await until(client, batch, lambda one: completed_in(one) > 0)
+    async with open_stores(Database(), data_dir) as stores:
+        assert stores.database is not None
+        async with stores.database.transaction() as connection:
+            statement = "UPDATE tasks SET deadline = now() WHERE parent = $1::text::uuid"
+            await connection.execute(statement, batch.id.removeprefix("batch_"))
+
+    batch = await until(client, batch, has_ended)
+
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 402, "completed": 400, "failed": 2}
+    output = await told(client, batch.output_file_id)
+    assert [one["custom_id"] for one in output] == [f"request-{number}" for number in range(200, 600)]
+    errors = await told(client, batch.error_file_id)
+    assert [one["custom_id"] for one in errors] == ["request-600", "request-601"]
+    assert {(one["error"]["code"], one["response"]) for one in errors} == {("batch_expired", None)}
+    assert parts_in(tmp_path) == []
+
+
 async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:
     batch = await until(client, await begun(client, line(1)), has_ended)
     assert batch.status == "completed"
@@ -287,6 +315,16 @@ async def test_a_batch_job_that_cannot_be_is_refused(
 
     with pytest.raises(openai.BadRequestError, match=where):
         await client.batches.create(**wanted | changes)
+
+
+async def test_a_file_of_answers_is_no_input(client: openai.AsyncOpenAI) -> None:
+    batch = await until(client, await begun(client, line(1)), has_ended)
+    assert batch.output_file_id is not None
+
+    with pytest.raises(openai.BadRequestError, match="purpose is `batch_output`"):
+        await client.batches.create(
+            input_file_id=batch.output_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
 
 
 async def test_a_chunk_cannot_be_submitted_by_clients(client: openai.AsyncOpenAI) -> None:

@@ -26,6 +26,7 @@ from sutazai.agents.batch_shapes import (
 from sutazai.core.errors import BadRequest, Conflict, NotFound
 from sutazai.core.request import Priority
 from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_id, uuid_of
+from sutazai.edge.files import PURPOSE
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.tasks import page_size
@@ -45,9 +46,15 @@ def routes(pool: Pool) -> list[Address]:
         by = _submitter(http)
         job = await body_as(http, _JOB)
         _check(job)
-        if await pool.files.get(by.tenant, job.input_file_id) is None:
+        file = await pool.files.get(by.tenant, job.input_file_id)
+        if file is None:
             raise BadRequest(
                 f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.",
+                where="input_file_id",
+            )
+        if file.purpose != PURPOSE:
+            raise BadRequest(
+                f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
                 where="input_file_id",
             )
         wanted = Wanted(
