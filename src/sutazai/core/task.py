@@ -229,7 +229,11 @@ class Completed(Event):
 
     fence: int
     result: str
+    """JSON; empty where the result is an object."""
     result_object: str = ""
+    """Its name, which ends with its SHA-256."""
+    result_bytes: int = 0
+    """Size of that object."""
     tokens: int = 0
 
 

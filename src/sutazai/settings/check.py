@@ -145,6 +145,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "max_length": COUNT,
         "promote_after_s": LIMIT_S,
         "delivery_limit": Range(1, 1000),
+        "max_inline_bytes": Range(1024, 16 * 2**20),
         "statistics_s": Range(1, 30 * 86_400),
         "keep_months": Range(0, 1200),
         "drain_s": PAUSE_S,

@@ -48,6 +48,9 @@ class Tasks(Group, frozen=True):
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 
+    max_inline_bytes: int = 256 * KIB
+    """A result that is larger is kept in the object store, which gateways and workers must share; 16 MiB at most."""
+
     partition: Literal["month", "quarter"] = "month"
     """The time that one part of the tables of tasks and events holds. Parts that are there already stay as they are."""
 
