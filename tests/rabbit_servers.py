@@ -108,6 +108,10 @@ class RabbitNode:
         file.write_bytes(text)
         self.control("import_definitions", str(file))
 
+    def listens(self) -> bool:
+        """Whether clients can connect; one that has paused itself lets none."""
+        return _listens(self.port)
+
     @property
     def is_running(self) -> bool:
         """Whether it was started and not killed."""

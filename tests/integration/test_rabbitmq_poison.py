@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from tests.broker_scene import running, scene, worker_of
 from tests.postgres_databases import fresh_stores
 from tests.rabbit_servers import Rabbits, eventually, plain_channel
 
-from sutazai.adapters.postgres.stores import Stores
-from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
+from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import full_name
-from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, task_id
-from sutazai.policy.prefetch import PrefetchRules
-from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
+from sutazai.core.task import FailureReason, TaskDraft, TaskStatus, task_id
+from sutazai.ports.agent import TASK_PROCESSING
 from sutazai.settings.model import Rabbitmq
-from sutazai.tasks.context import Surroundings
-from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
-from sutazai.tasks.worker import Worker, WorkerRules
 
 pytestmark = pytest.mark.xdist_group("rabbitmq")
 
@@ -39,83 +30,6 @@ POISON: Mapping[str, bytes] = {
     "a megabyte": b"x" * 1_000_000,
     "nothing": b"",
 }
-
-
-class NoModels:
-    """These agents ask nobody."""
-
-    async def chat(self, body: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    async def usual(self) -> str:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """A broker with a worker, and what carries between it and the database."""
-
-    stores: Stores
-    broker: RabbitQueue
-    settings: Rabbitmq
-    dead_letters: DeadLetters
-
-    async def done(self, agent: str = "echo", *, count: int = 1) -> list[Task]:
-        """Tasks that were submitted and have ended."""
-        tasks = await self.stores.tasks.submit([TaskDraft(tenant="acme", agent=agent, input="1")] * count)
-        ids = [task.id for task in tasks]
-        found: list[Task] = []
-
-        async def have_ended() -> bool:
-            found[:] = await self.stores.tasks.several("acme", ids)
-            return all(task.status.is_end for task in found)
-
-        await eventually(have_ended)
-        return found
-
-
-@asynccontextmanager
-async def running(*work: asyncio.Task[None]) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        for task in work:
-            task.cancel()
-        await asyncio.wait(work)
-
-
-def worker_of(stores: Stores, broker: RabbitQueue, *, slots: int = 4, held: int = 1) -> Worker:
-    async def echo(_: AgentContext, value: float) -> float:
-        await asyncio.sleep(value if value > 1 else 0)
-        return value
-
-    known = {"echo": Agent(name="echo", run=echo, input_type=float, output_type=float, describes="", concurrency=100)}
-    around = Surroundings(
-        store=stores.tasks,
-        models=NoModels(),
-        messages=stores.messages,
-        agents=known,
-        default_model="m",
-        wall=lambda: datetime.now(UTC),
-    )
-    rules = WorkerRules(
-        name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=5.0
-    )
-    return Worker(broker, around, rules, mine=frozenset(known), random=random.random)
-
-
-@asynccontextmanager
-async def scene(data_dir: Path, settings: Rabbitmq) -> AsyncIterator[Scene]:
-    async with fresh_stores(data_dir) as stores, open_rabbitmq(settings) as broker:
-        dead_letters = DeadLetters(broker, stores.tasks)
-        work = (
-            stores.queue.run(),
-            Relay(stores.queue, broker, [TASK_PROCESSING]).run(),
-            dead_letters.run(),
-            worker_of(stores, broker).run(),
-        )
-        async with running(*map(asyncio.create_task, work)):
-            yield Scene(stores=stores, broker=broker, settings=settings, dead_letters=dead_letters)
 
 
 @pytest.fixture
