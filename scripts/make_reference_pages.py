@@ -67,6 +67,10 @@ Keys go in `Authorization: Bearer KEY` or `X-Api-Key: KEY`; on loopback none is 
 `/healthz` and `/readyz` never ask for one. Fields in bold must be there; further ones are passed on or
 translated, see [translation](../explanation/translation.md).
 
+Answers to writes below `/v1/sessions`, `/v1/files`, `/v1/batches`, `/v1/tasks` and `/v1/schedules` may have the header
+`x-sutazai-written`. Whoever sends it with their next request there is told nothing older, by whatever gateway:
+[replicas](../howto/postgresql.md#who-wrote-sees-it).
+
 """
 
 METRICS = """\

@@ -30,7 +30,7 @@ async def main(url: str, data_dir: Path, broker: Rabbitmq) -> None:
     """Carry until death."""
     left = random.randint(1, 8)
     async with open_stores(Database(url=Secret(url)), data_dir) as stores, open_rabbitmq(broker) as queue:
-        assert stores.broadcasts is not None
+        (store,) = stores.broadcasts
 
         async def append(messages: Sequence[bytes]) -> None:
             nonlocal left
@@ -41,7 +41,7 @@ async def main(url: str, data_dir: Path, broker: Rabbitmq) -> None:
 
         async with asyncio.TaskGroup() as group:
             for source in Source:
-                carrying = Broadcast(stores.broadcasts, source, append, wall=lambda: datetime.now(UTC), rhythm=RHYTHM)
+                carrying = Broadcast(store, source, append, wall=lambda: datetime.now(UTC), rhythm=RHYTHM)
                 group.create_task(carrying.run())
 
 

@@ -37,6 +37,9 @@ class NoModels:
     async def chat(self, body: Any, **_: Any) -> Any:
         raise NotImplementedError
 
+    async def ask(self, endpoint: str, body: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
     async def usual(self) -> str:
         raise NotImplementedError
 

@@ -78,9 +78,7 @@ def told() -> Told:
 def broadcast(
     stores: Stores, append: Append, source: Source = Source.EVENTS, *, store: BroadcastStore | None = None
 ) -> Broadcast:
-    store = store or stores.broadcasts
-    assert store is not None
-    return Broadcast(store, source, append, wall=lambda: datetime.now(UTC), rhythm=RHYTHM)
+    return Broadcast(store or stores.broadcasts[0], source, append, wall=lambda: datetime.now(UTC), rhythm=RHYTHM)
 
 
 @asynccontextmanager
@@ -230,6 +228,7 @@ class Stalled:
     """A store before which one carrier stands still, from its first message on, until it is let go."""
 
     def __init__(self, store: BroadcastStore, told: Told) -> None:
+        self.shard = store.shard
         self.lines, self.turn, self.take, self.leave = store.lines, store.turn, store.take, store.leave
         self._store = store
         self._told = told
@@ -250,8 +249,7 @@ async def test_a_carrier_that_stood_still_is_overtaken_and_its_doubles_are_passe
     stores: Stores, told: Told
 ) -> None:
     """It wakes with lines in hand that the next one has told meanwhile, and later ones, too."""
-    assert stores.broadcasts is not None
-    stalled = Stalled(stores.broadcasts, told)
+    stalled = Stalled(stores.broadcasts[0], told)
     await submitted(stores, 5)
     async with carrying(broadcast(stores, stalled.append, store=stalled)):
         await stalled.has_begun.wait()
@@ -292,10 +290,9 @@ async def test_what_is_too_large_for_the_stream_is_named_without_its_data(stores
 
 async def test_a_transaction_that_commits_late_is_told_in_its_place(stores: Stores, told: Told) -> None:
     """Positions are given before the commit: the reader waits for whoever may still come with a lower one."""
-    assert stores.database is not None
     async with carrying(broadcast(stores, told.append, Source.MESSAGES)):
-        async with stores.database.transaction() as late:
-            await late.execute(stores.database.sql["send_message"], "acme", "slow", "", "1")
+        async with stores.databases[0].transaction() as late:
+            await late.execute(stores.databases[0].sql["send_message"], "acme", "slow", "", "1")
             await stores.messages.send("acme", "quick", sender="", body="2")
             await asyncio.sleep(10 * RHYTHM.look_s)
             assert told.messages == []

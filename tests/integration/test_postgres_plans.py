@@ -175,6 +175,8 @@ async def cases(connection: Any) -> Cases:
             [*columns("queue1"), new, *columns("t1", "a", 1, NOW), NOW],
         ],
         "take_dispatch": [["queue1", limit, consumer] for limit in (1, 32)],
+        "passed_over_dispatch": [[["queue1"], NOW], [["queue1", "queue2"], BEGIN]],
+        "take_passed_over_dispatch": [["queue1", limit, consumer, NOW] for limit in (1, 3)],
         "free_unknown_dispatch": [[consumer, []], [consumer, rows]],
         "ack_dispatch": [[rows[:1], consumer], [rows, consumer]],
         "hand_back_dispatch": [[rows[:1], consumer], [rows, consumer]],

@@ -11,9 +11,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.openai.gateway_models import open_models
@@ -67,9 +64,9 @@ def installed_agents(settings: AgentSettings, web: Web, files: FileStore, object
     return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
-def _refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
+def _refusal(error: SutazaiError) -> tuple[int, bytes]:
     told = answer_to(error, Dialect.OPENAI)
-    return told.status, msgspec.json.decode(told.body)
+    return told.status, told.body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +96,8 @@ async def begin_queue(
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
     begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
-    if stores.database is not None:
-        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
+    for database in stores.databases:
+        begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)
         begin(depths.run, "look how many tasks wait")
@@ -109,11 +106,11 @@ async def begin_queue(
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
     dead_letters = DeadLetters(broker, stores.tasks)
     begin(dead_letters.run, "end what the broker gave up")
-    broadcasts: list[Broadcast] = []
-    if stores.broadcasts is not None:
-        broadcasts = [Broadcast(stores.broadcasts, source, broker.events.append, wall=_now) for source in Source]
+    broadcasts = [
+        Broadcast(store, source, broker.events.append, wall=_now) for store in stores.broadcasts for source in Source
+    ]
     for each in broadcasts:
-        begin(each.run, f"carry {each.source} to the stream")
+        begin(each.run, f"carry {each.source} of {each.shard or 'the database'} to the stream")
     depths = Depths([stores.queue, broker], names)
     begin(depths.run, "look how many tasks wait")
     side = BrokerSide(queue=broker, dead_letters=dead_letters, broadcasts=broadcasts)
@@ -157,7 +154,13 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(
+                settings.database,
+                data_dir,
+                shards=settings.shards,
+                max_length=settings.tasks.max_length,
+                promote_after_s=settings.tasks.promote_after_s,
+            )
         )
         web = await stack.enter_async_context(way_to_the_web(settings.web))
         objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)

@@ -47,7 +47,7 @@ def list_(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> 
 
     async def work(settings: Settings, data_dir: Path) -> int:
         configure(form=log_form(settings), level="warning")
-        async with open_stores(settings.database, data_dir) as stores:
+        async with open_stores(settings.database, data_dir, shards=settings.shards) as stores:
             states = list(await stores.queue.states())
         away = ""
         if settings.rabbitmq.url is not None:

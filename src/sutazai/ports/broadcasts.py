@@ -1,8 +1,9 @@
 """
 What is told to whoever reads the stream `agent_coordination`, and how far it was told.
 
-A message of the stream is a few lines of JSON, each with a `type`. Lines of one type come in the order of their
-positions; some come twice, so a reader passes over those whose position is not past the highest that it knows.
+A message of the stream is a few lines of JSON, each with a `type`. Lines of one type and
+shard come in the order of their positions; some come twice, so a reader passes over those whose position is not past
+the highest that it knows. When a tenant was moved to another shard, its lines come again from there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class EventLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     kind: str
     schema: int
     at: datetime
+    shard: str = ""
+    """Where it is kept; empty where there are none."""
     data: msgspec.Raw
     """`null` where it is too large; `GET /v1/tasks/{id}/events` has it."""
 
@@ -49,6 +52,8 @@ class MessageLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     sender: str
     """The task that sent it."""
     at: datetime
+    shard: str = ""
+    """As with events."""
     body: msgspec.Raw
 
 
@@ -78,7 +83,11 @@ class Turn:
 
 
 class BroadcastStore(Protocol):
-    """Lines that are kept, and how far they were told. Methods raise `StoreUnavailable`."""
+    """Lines that are kept in one database, and how far they were told. Methods raise `StoreUnavailable`."""
+
+    @property
+    def shard(self) -> str:
+        """Which database; empty where there is one."""
 
     async def lines(self, source: Source, *, after: int, limit: int) -> Page:
         """Those past that position, and only those before which none can come."""
@@ -118,13 +127,14 @@ class Unseen:
     """Passes over what a reader was told before."""
 
     def __init__(self) -> None:
-        self._highest: dict[type[Line], int] = {}
+        self._highest: dict[tuple[type[Line], str], int] = {}
 
     def lines_of(self, message: bytes) -> Sequence[Line]:
         """The lines of a message of the stream that are new. Raises `msgspec.DecodeError` where it is none."""
         found = []
         for line in _decoder.decode_lines(message):
-            if line.position > self._highest.get(type(line), 0):
-                self._highest[type(line)] = line.position
+            source = type(line), line.shard
+            if line.position > self._highest.get(source, 0):
+                self._highest[source] = line.position
                 found.append(line)
         return found

@@ -41,6 +41,10 @@ class Tasks(Group, frozen=True):
     max_length: int = 100_000
     """Tasks that may wait in one queue; past it submitters are told to come back, and nothing is dropped."""
 
+    promote_after_s: float = 60.0
+    """Once tasks of a lower priority have waited for so long, one of ten that are started is of them, the longest
+    waiting first, for as long as higher ones keep coming."""
+
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 

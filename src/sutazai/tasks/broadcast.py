@@ -60,6 +60,7 @@ class Broadcast:
         rhythm: Rhythm = USUAL,
     ) -> None:
         self.source = source
+        self.shard = store.shard
         self._store = store
         self._append = append
         self._wall = wall

@@ -55,7 +55,7 @@ class HttpClient:
             lines.append("connection: close")
         return "\r\n".join([*lines, ""]).encode("latin-1")
 
-    async def fetch(self, method: str, path: str, body: bytes = b"", *, headers: Sequence[bytes] = ()) -> Answer:
+    async def fetch(self, method: str, path: str, body: bytes = b"", headers: Sequence[bytes] = ()) -> Answer:
         """
         One request, one answer, whatever its status.
 

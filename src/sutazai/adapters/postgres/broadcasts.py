@@ -17,7 +17,8 @@ MAX_DATA_BYTES = 64 * 1024
 class PostgresBroadcastStore:
     """The lines of both sources."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, shard: str = "") -> None:
+        self.shard = shard
         self._database = database
         self._sql = database.sql
         self._events = Tail(database, EVENTS)
@@ -26,9 +27,9 @@ class PostgresBroadcastStore:
     async def lines(self, source: Source, *, after: int, limit: int) -> Page:
         if source is Source.EVENTS:
             rows, newest = await self._events.rows("broadcast_events", after, limit, MAX_DATA_BYTES)
-            return Page(lines=[_event(row) for row in rows], newest=newest)
+            return Page(lines=[_event(row, self.shard) for row in rows], newest=newest)
         rows, newest = await self._messages.rows("broadcast_messages", after, limit)
-        return Page(lines=[_message(row) for row in rows], newest=newest)
+        return Page(lines=[_message(row, self.shard) for row in rows], newest=newest)
 
     async def turn(self, source: Source) -> Turn:
         async with self._database.transaction() as connection:
@@ -53,17 +54,18 @@ def _turn(row: asyncpg.Record) -> Turn:
     return Turn(position=row["position"], fence=row["fence"], beat=row["beat"])
 
 
-def _event(row: asyncpg.Record) -> EventLine:
+def _event(row: asyncpg.Record, shard: str) -> EventLine:
     data = LEFT_OUT if row["data"] is None else msgspec.Raw(row["data"].encode())
-    return EventLine(**{**row, "task": id_of(row["task"]), "data": data})
+    return EventLine(**{**row, "task": id_of(row["task"]), "data": data, "shard": shard})
 
 
-def _message(row: asyncpg.Record) -> MessageLine:
+def _message(row: asyncpg.Record, shard: str) -> MessageLine:
     return MessageLine(
         position=row["number"],
         tenant=row["tenant"],
         to=row["name"],
         sender=row["sender"],
         at=row["at"],
+        shard=shard,
         body=msgspec.Raw(row["body"].encode()),
     )

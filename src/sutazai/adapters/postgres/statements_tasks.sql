@@ -61,6 +61,7 @@ WHERE deleted_at IS NULL
     AND ($4::text = '' OR agent = $4)
     AND ($5::uuid IS NULL OR parent = $5)
     AND ($6::text = '' OR user_id = $6)
+    AND ($1::text IS NOT NULL OR sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned'))
 ORDER BY id DESC
 LIMIT $7
 
@@ -89,6 +90,7 @@ WHERE tasks.is_cancelling OR tasks.deliveries <> held.fence OR tasks.status <> '
 -- name: past_deadline
 SELECT id FROM tasks
 WHERE deadline <= $1 AND status IN ('waiting', 'pending')
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
 ORDER BY deadline
 LIMIT $2
 
@@ -187,6 +189,39 @@ WITH picked AS (
     FOR UPDATE SKIP LOCKED
 ), taken AS (
     -- An array, and not a join, whose plan for any limit would read the whole table.
+    UPDATE dispatch SET consumer = $3, deliveries = deliveries + 1
+    WHERE id = ANY (ARRAY(SELECT id FROM picked))
+    RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
+)
+SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
+
+-- name: passed_over_dispatch
+-- Queues in which the next one of a lower priority has waited since then.
+SELECT DISTINCT named.queue
+FROM unnest($1::text[]) AS named (queue) CROSS JOIN unnest('{1,2}'::smallint[]) AS level (priority)
+CROSS JOIN LATERAL (
+    SELECT available_at FROM dispatch
+    WHERE dispatch.queue = named.queue AND dispatch.priority = level.priority AND is_due AND consumer IS NULL
+    ORDER BY turn, id LIMIT 1
+) AS head
+WHERE head.available_at <= $2
+
+-- name: take_passed_over_dispatch
+-- The next ones of lower priorities, of those that have waited since then whoever waited longest.
+WITH heads AS (
+    SELECT head.id FROM unnest('{1,2}'::smallint[]) AS level (priority) CROSS JOIN LATERAL (
+        SELECT id, available_at FROM dispatch
+        WHERE queue = $1 AND dispatch.priority = level.priority AND is_due AND consumer IS NULL
+        ORDER BY turn, id LIMIT $2
+    ) AS head
+    WHERE head.available_at <= $4
+    ORDER BY head.available_at, head.id LIMIT $2
+), picked AS (
+    SELECT id FROM dispatch
+    WHERE id = ANY (ARRAY(SELECT id FROM heads)) AND consumer IS NULL
+        AND EXISTS (SELECT FROM dispatch_consumers WHERE dispatch_consumers.id = $3)
+    FOR UPDATE SKIP LOCKED
+), taken AS (
     UPDATE dispatch SET consumer = $3, deliveries = deliveries + 1
     WHERE id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractConnection, ConnectionParameter
 from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.exceptions import (
@@ -30,8 +30,10 @@ from aiormq.exceptions import (
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
+from yarl import URL
 
 from sutazai.adapters.rabbitmq.address import Address, Node
+from sutazai.adapters.rabbitmq.express import Express, Lane
 from sutazai.adapters.rabbitmq.topology import DEAD_LETTERS, Declaration, declaration_of
 from sutazai.core.errors import QueueUnavailable
 from sutazai.settings import model
@@ -58,6 +60,8 @@ class Wire:
     node: str
     connection: AbstractConnection
     channel: Channel
+    lane: Lane
+    """For what comes and goes on the channel by the thousand."""
 
     @property
     def is_open(self) -> bool:
@@ -75,6 +79,15 @@ class Figures:
     """Messages that were published, by what became of them."""
     replaced: int = 0
     """Publishers that were given up: told no too often, or their connection ended."""
+
+
+class _Connection(aio_pika.Connection):
+    """One that may be given its transport."""
+
+    PARAMETERS = (
+        *aio_pika.Connection.PARAMETERS,
+        ConnectionParameter(name="transport_factory", parser=lambda factory: factory, is_kwarg=True),
+    )
 
 
 class RabbitLink:
@@ -168,10 +181,13 @@ class RabbitLink:
 
     async def _open(self, node: Node, within_s: float) -> Wire:
         async def opened() -> Wire:
-            connection = await aio_pika.connect(node.url.reveal())
+            express = Express()
+            connection = _Connection(URL(node.url.reveal()), transport_factory=express)
+            await connection.connect()
             try:
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                return Wire(node.name, connection, cast("Channel", await channel.get_underlay_channel()))
+                opened_channel = await connection.channel(publisher_confirms=True)
+                channel = cast("Channel", await opened_channel.get_underlay_channel())
+                return Wire(node.name, connection, channel, express.lane(channel))
             except BaseException:
                 self._close_soon(connection)
                 raise

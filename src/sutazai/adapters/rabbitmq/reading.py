@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
-from aiormq.abc import DeliveredMessage
 
+from sutazai.adapters.rabbitmq.frames import Arrival
 from sutazai.adapters.rabbitmq.link import PAUSE_S, TROUBLES, RabbitLink, Wire, explained
 from sutazai.adapters.rabbitmq.topology import full_name
 
@@ -23,20 +23,20 @@ log = structlog.get_logger("sutazai.rabbitmq")
 
 Tag = tuple[int, int]
 """The number of a wire, and the number of a delivery on it."""
-Say = Callable[[Wire, int, bool], Awaitable[Any]]
-"""Says something about one delivery, or, where the last is true, about all up to it."""
+Say = Callable[[Wire, Sequence[tuple[int, bool]]], None]
+"""Says something about deliveries, and where the second is true, about all up to that one."""
 
 _wires = itertools.count(1)
 
 
-async def acknowledged(wire: Wire, tag: int, multiple: bool) -> None:
+def acknowledged(wire: Wire, tags: Sequence[tuple[int, bool]]) -> None:
     """They are dealt with."""
-    await wire.channel.basic_ack(tag, multiple=multiple)
+    wire.lane.acknowledge(tags)
 
 
-async def handed_back(wire: Wire, tag: int, multiple: bool) -> None:
+def handed_back(wire: Wire, tags: Sequence[tuple[int, bool]]) -> None:
     """Somebody else is to have them."""
-    await wire.channel.basic_nack(tag, multiple=multiple, requeue=True)
+    wire.lane.hand_back(tags)
 
 
 class Reader:
@@ -49,7 +49,7 @@ class Reader:
         self._prefetch = prefetch
         self._wire: Wire | None = None
         self._wire_number = 0
-        self._arrived: deque[DeliveredMessage] = deque()
+        self._arrived: deque[Arrival] = deque()
         self._unsettled: dict[int, None] = {}
         """Tags that were neither acknowledged nor handed back, in their order."""
         self._stirred = asyncio.Event()
@@ -60,9 +60,9 @@ class Reader:
         """How many it may bring without having any back."""
         self._before = 0
         """The last delivery that was brought before that one was there."""
-        self._arrive: Callable[[DeliveredMessage], None] = self._arrived.append
+        self._arrive: Callable[[Arrival], None] = self._arrived.append
 
-    async def raw(self, at_most: int) -> list[DeliveredMessage]:
+    async def raw(self, at_most: int) -> list[Arrival]:
         """Wait for at least one message; from whichever node has it. Raises `QueueUnavailable`."""
         while True:
             if self._wire is None or not self._wire.is_open:
@@ -100,7 +100,7 @@ class Reader:
         if self._wire is not wire:
             return
         surplus = min(max(0, len(self._unsettled) - self._prefetch), len(self._arrived))
-        await self.settle([self.tag_of(self._arrived.pop()) for _ in range(surplus)], handed_back)
+        self.settle([self.tag_of(self._arrived.pop()) for _ in range(surplus)], handed_back)
         self._before = max(self._unsettled, default=self._before)
         self._asked = max(0, self._prefetch - len(self._unsettled))
         if self._asked:
@@ -141,9 +141,9 @@ class Reader:
         await self._link.declare(wire, self.queue)
         number = next(_wires)
 
-        def arrived(message: DeliveredMessage) -> None:
-            if number == self._wire_number and message.delivery_tag is not None:
-                self._unsettled[message.delivery_tag] = None
+        def arrived(message: Arrival) -> None:
+            if number == self._wire_number:
+                self._unsettled[message.tag] = None
                 self._arrived.append(message)
                 self._stirred.set()
 
@@ -153,6 +153,7 @@ class Reader:
 
         self._wire, self._wire_number = wire, number
         self._arrive, self._asked, self._before = arrived, self._prefetch, 0
+        wire.lane.on_arrival = arrived
         wire.channel.on_consumer_cancel_callbacks.add(cancelled)
         wire.channel.closing.add_done_callback(lambda _: self._stirred.set())
         try:
@@ -180,8 +181,12 @@ class Reader:
                 log.warning("a node of RabbitMQ fell silent", node=wire.node, reason=explained(error))
                 self._hang_up()
 
-    async def settle(self, which: Iterable[Tag], say: Say) -> None:
-        """Say something about deliveries, in as few frames as can be: about one, or all up to it."""
+    def settle(self, which: Iterable[Tag], say: Say) -> None:
+        """
+        Say something about deliveries, in as few frames as can be: about one, or all up to it.
+
+        The broker answers nothing to that; where the wire ends meanwhile, the deliveries go to others.
+        """
         wire = self._wire
         if wire is None or not wire.is_open:
             return
@@ -192,21 +197,15 @@ class Reader:
             return
         for tag in tags:
             del self._unsettled[tag]
-
-        async def said() -> None:
-            for tag in sorted(tags):
-                if tag >= up_to:
-                    await say(wire, tag, tag == up_to)
-
         try:
-            await self._link.answered(said(), self._link.settings.confirm_timeout_s, is_finished=True)
+            say(wire, [(tag, tag == up_to) for tag in sorted(tags) if tag >= up_to])
         except TROUBLES as error:
             log.debug("what was held went to others", queue=self.queue, node=wire.node, reason=explained(error))
             self._hang_up()
 
-    def tag_of(self, message: DeliveredMessage) -> Tag:
+    def tag_of(self, message: Arrival) -> Tag:
         """What to call a message by that `raw` gave a moment ago."""
-        return self._wire_number, message.delivery_tag or 0
+        return self._wire_number, message.tag
 
     def _hang_up(self) -> None:
         wire, self._wire = self._wire, None
