@@ -37,6 +37,9 @@ class NoModels:
     async def usual(self) -> str:
         raise NotImplementedError
 
+    async def ask(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -108,8 +111,8 @@ async def scene(data_dir: Path, settings: Rabbitmq) -> AsyncIterator[Scene]:
     """Over a database of its own."""
     async with fresh_stores(data_dir) as stores, open_rabbitmq(settings) as broker:
         dead_letters = DeadLetters(broker, stores.tasks)
-        assert stores.broadcasts is not None
-        broadcast = Broadcast(stores.broadcasts, Source.EVENTS, broker.events.append, wall=_now)
+        (store,) = stores.broadcasts
+        broadcast = Broadcast(store, Source.EVENTS, broker.events.append, wall=_now)
         work = (
             broadcast.run(),
             stores.queue.run(),
