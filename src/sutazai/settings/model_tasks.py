@@ -110,6 +110,10 @@ class Rabbitmq(Group, frozen=True):
     url: Secret | None = None
     """`amqp://user:password@host:5672,host:5672/vhost`, the nodes of one cluster; `amqps` for TLS."""
 
+    management_url: Secret | None = None
+    """`http://user:password@host:15672` of the management plugin, which `sutazai doctor` alone asks: for majorities,
+    alarms and partitions. Left out, it looks at what AMQP tells."""
+
     prefix: str = ""
     """Before the name of each queue and a dot, so that others can use the same virtual host. Empty: the names alone."""
 
