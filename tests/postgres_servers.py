@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 import os
@@ -19,6 +20,7 @@ import asyncpg
 import pytest
 from tests.redis_servers import eventually, free_port, until
 
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.wheel import Programs, find_programs
 from sutazai.settings.secret import Secret
 
@@ -77,6 +79,19 @@ def started(
             group=programs.gid if other else None,
             extra_groups=() if other else None,
         )
+
+
+@contextmanager
+def embedded() -> Iterator[tuple[str, Path]]:
+    """The wheel's server as `sutazai up` runs it: its address, and the folder for data that it belongs to."""
+    need_postgres()
+    server = EmbeddedPostgres()
+    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
+        url = asyncio.run(server.start(Path(name)))
+        try:
+            yield url, Path(name)
+        finally:
+            asyncio.run(server.stop())
 
 
 class PostgresServer:

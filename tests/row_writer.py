@@ -1,8 +1,8 @@
 """
 A client in a network of its own, for tests that cut networks: `row_writer.py URL FIRST`.
 
-Writes rows `FIRST`, `FIRST + 1` and so on, one after another, and prints a line for each: `row`, its number, when it was begun
-and when that ended (seconds of the monotonic clock), and the address of the server that kept it, or `-`.
+Writes rows `FIRST`, `FIRST + 1` and so on, one after another, and prints a line for each: `row`, its number, when it
+was begun and when that ended (seconds of the monotonic clock), and the address of the server that kept it, or `-`.
 """
 
 from __future__ import annotations
