@@ -28,7 +28,8 @@ from sutazai.core.request import Dialect
 from sutazai.dialects.errors import error_body
 from sutazai.edge.errors import STATUSES, status_of
 from sutazai.edge.openapi import document
-from sutazai.settings.model import Discovery, Logs, NodeSettings, Server, Settings
+from sutazai.settings.model import Discovery, Logs, NodeSettings, Rabbitmq, Server, Settings
+from sutazai.settings.secret import Secret
 from sutazai.testing.fake_node import FakeNode, Fault
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -210,6 +211,7 @@ async def _metrics_page(data_dir: Path) -> str:
             nodes=(NodeSettings(url=node.url, kind="openai"),),
             discovery=Discovery(ollama=False),
             logs=Logs(access=False),
+            rabbitmq=Rabbitmq(url=Secret("amqp://127.0.0.1:1")),  # nobody is there, and the names are
         )
         async with open_gateway(
             settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=False

@@ -71,11 +71,11 @@ def answer(received: Received) -> Answer | Fault:
     return Answer(tokens=("you said ", asked(received)))
 
 
-async def begun(client: openai.AsyncOpenAI, *lines: bytes) -> Batch:
+async def begun(client: openai.AsyncOpenAI, *lines: bytes, endpoint: Any = "/v1/chat/completions") -> Batch:
     file = await client.files.create(file=("lines.jsonl", b"\n".join(lines)), purpose="batch")
     return await client.batches.create(
         input_file_id=file.id,
-        endpoint="/v1/chat/completions",
+        endpoint=endpoint,
         completion_window="24h",
         metadata={"description": "nightly eval job"},
     )
@@ -142,6 +142,41 @@ async def test_every_line_is_answered_in_order_and_those_that_fail_are_in_the_er
     assert (kept.purpose, kept.filename) == ("batch_output", f"{batch.id}_output.jsonl")
 
 
+async def test_texts_are_embedded(client: openai.AsyncOpenAI, node: FakeNode) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"model": "m", "input": "one"},
+        {"model": "m", "input": ["two", "three"]},
+        {"model": "m", "input": "four", "encoding_format": "base64"},
+        {"model": "m"},
+        {"model": "lost", "input": "five"},
+    ]
+    lines = [line(number, url="/v1/embeddings", body=body) for number, body in enumerate(bodies)]
+
+    batch = await until(client, await begun(client, *lines, endpoint="/v1/embeddings"), has_ended)
+
+    assert (batch.status, batch.endpoint) == ("completed", "/v1/embeddings")
+    output = await told(client, batch.output_file_id)
+    assert [one["custom_id"] for one in output] == ["request-0", "request-1", "request-2"]
+    for body, one in zip(bodies, output, strict=False):
+        at_once = await client.post("/embeddings", body=body, cast_to=object)
+        assert one["response"]["body"]["data"] == at_once["data"]  # type: ignore[index]
+    errors = await told(client, batch.error_file_id)
+    assert [one["response"]["status_code"] for one in errors] == [400, 404]
+    assert [one["response"]["body"]["error"]["param"] for one in errors] == ["input", "model"]
+
+
+async def test_texts_are_completed(client: openai.AsyncOpenAI, node: FakeNode) -> None:
+    node.default = Answer(tokens=("and ", "on"))
+    body = {"model": "m", "prompt": "on", "max_tokens": 5, "stream": True}
+
+    batch = await begun(client, line(1, url="/v1/completions", body=body), endpoint="/v1/completions")
+    batch = await until(client, batch, has_ended)
+
+    (one,) = await told(client, batch.output_file_id)
+    assert one["response"]["body"]["object"] == "text_completion"
+    assert one["response"]["body"]["choices"][0]["text"] == "and on"
+
+
 async def test_an_input_with_mistakes_is_not_begun(client: openai.AsyncOpenAI, node: FakeNode) -> None:
     batch = await begun(client, line(1), line(1), line(2, url="/v1/embeddings"), b"{")
 
@@ -167,14 +202,25 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
 
     cancelled = await client.batches.cancel(batch.id)
 
-    assert cancelled.status in {"cancelling", "cancelled"}
+    assert (cancelled.status, cancelled.output_file_id) == ("cancelling", None)
+    assert (await client.batches.list()).data[0].status in {"cancelling", "cancelled"}
     cancelled = await until(client, cancelled, has_ended)
-    assert (cancelled.status, cancelled.output_file_id) == ("cancelled", None)
+    assert cancelled.status == "cancelled"
+    assert cancelled.cancelling_at and cancelled.cancelled_at  # noqa: PT018 - one statement
+    assert cancelled.request_counts is not None
+    assert cancelled.request_counts.to_dict() == {"total": 60, "completed": 10, "failed": 50}
+    output = await told(client, cancelled.output_file_id)
+    assert {one["response"]["status_code"] for one in output} == {200}
+    errors = await told(client, cancelled.error_file_id)
+    assert {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+    assert sorted(one["custom_id"] for one in output + errors) == sorted(
+        f"request-{number}" for number in range(200, 260)
+    )
     async with asyncio.timeout(5.0):
         while node.active:
             await asyncio.sleep(LOOK_S)
-    assert (await client.batches.cancel(batch.id)).status == "cancelled"
     assert parts_in(tmp_path) == []
+    assert await client.batches.cancel(batch.id) == cancelled
 
 
 async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:
@@ -202,7 +248,7 @@ async def test_batch_jobs_are_listed_newest_first_in_pages(client: openai.AsyncO
     [
         ({"input_file_id": "file-" + "0" * 32}, "input_file_id"),
         ({"input_file_id": "../secret"}, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": "b" * 513}}, "metadata"),
     ],

@@ -202,6 +202,32 @@ async def test_writers_go_on_while_parts_are_made(place: Place) -> None:
     assert await place.rows("tasks") == await place.rows("tasks_2026_11") == 60
 
 
+async def test_a_task_is_found_while_it_is_moved(place: Place) -> None:
+    """A reader that has looked where tasks are, and waits, must not look in the old place after it was emptied."""
+    task = await place.task(place.now)
+    holder: Any = await asyncpg.connect(place.url)
+    held = holder.transaction()
+    await held.start()
+    await holder.execute("LOCK TABLE tasks_default IN ACCESS SHARE MODE")
+    tending = asyncio.create_task(place.partitions().tend())
+    await _waiting(place, 1)
+    reading = asyncio.create_task(place.store.get("acme", task))
+    await _waiting(place, 2)
+
+    await held.rollback()
+    await holder.close()
+    await tending
+
+    assert await reading is not None
+
+
+async def _waiting(place: Place, count: int) -> None:
+    """Return once so many locks are waited for."""
+    statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    while (await place.fetch(statement)) != [count]:
+        await asyncio.sleep(0.01)
+
+
 async def test_an_old_part_is_written_out_and_can_be_read_back(place: Place) -> None:
     old = [await place.task(datetime(2026, 3, day, tzinfo=UTC)) for day in range(1, 20)]
     new = await place.task(place.now)

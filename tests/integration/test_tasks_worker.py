@@ -9,12 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus
-from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext, Said
+from sutazai.ports.agent import EMBEDDING, TASK_PROCESSING, Agent, AgentContext, Answer, Said
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.worker import Worker, WorkerRules
 
@@ -28,6 +29,10 @@ class ParrotModels:
 
     async def chat(self, body: Any, **_: Any) -> Said:
         return Said(text=body["messages"][-1]["content"], model=body["model"], input_tokens=6, output_tokens=4)
+
+    async def ask(self, endpoint: str, body: Any, **_: Any) -> Answer:
+        told = {"endpoint": endpoint, "model": body["model"]}
+        return Answer(body=msgspec.json.encode(told), input_tokens=6, output_tokens=4)
 
     async def usual(self) -> str:
         return "m"
@@ -201,6 +206,21 @@ async def test_tokens_are_counted_and_a_budget_ends_the_task(stores: Stores) -> 
         task = await ended(stores, await submitted(stores, "talks", budget_tokens=25))
 
     assert (task.status, task.reason, task.tokens) == (TaskStatus.FAILED, FailureReason.BUDGET, 30)
+
+
+async def test_a_model_is_named_for_agents_that_ask_elsewhere_and_the_budget_counts(stores: Stores) -> None:
+    async def embeds(context: AgentContext, model: str) -> Any:
+        told = [msgspec.json.decode((await context.ask(EMBEDDING, {"input": "a", "model": model})).body)]
+        await context.ask(EMBEDDING, {})
+        await context.checkpoint(told)
+        return await context.ask(EMBEDDING, {})
+
+    async with working(stores, made("embeds", embeds)):
+        named = await ended(stores, await submitted(stores, "embeds", input='"x"', budget_tokens=20))
+        unnamed = await ended(stores, await submitted(stores, "embeds", input='""', budget_tokens=20))
+
+    assert (named.reason, unnamed.reason, unnamed.tokens) == (FailureReason.BUDGET, FailureReason.BUDGET, 20)
+    assert [msgspec.json.decode(task.checkpoint)[0]["model"] for task in (named, unnamed)] == ["x", "m"]
 
 
 async def test_an_agent_that_nobody_knows_makes_a_dead_letter(stores: Stores) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from sutazai.agents.batch_cancel import called_off_at
 from sutazai.agents.batch_chunk import Refusal, batch_chunk
 from sutazai.agents.batch_lines import Answered, Scan, given_up, lines_in, unpacked
 from sutazai.agents.batch_shapes import (
     BATCH,
     BATCH_CHUNK,
-    ENDPOINT,
     WINDOW_S,
     BatchJob,
     BatchProgress,
@@ -38,13 +38,14 @@ from sutazai.agents.registry import agent
 from sutazai.core.errors import Forbidden, NotFound
 from sutazai.core.file import File
 from sutazai.core.task import FailureReason, Task, TaskStatus, uuid_of
-from sutazai.ports.agent import Agent, AgentContext
+from sutazai.ports.agent import ENDPOINTS, Agent, AgentContext
 from sutazai.ports.files import FileStore
 from sutazai.ports.objects import ObjectStore
 
 MAX_FILES = 20_000
 """Of one tenant; more than it may upload, so that what a batch job wrote finds room."""
 DELETED_AT_ONCE = 1000
+EXPIRED = "batch_expired"
 Wall = Callable[[], datetime]
 
 
@@ -81,7 +82,7 @@ def batch_agents(stores: Stores, refusal: Refusal) -> tuple[Agent, Agent]:
         """Answers every line of a file, as OpenAI's Batch API does."""
         return await _Batch(context, job, stores).run()
 
-    return batch, batch_chunk(stores.objects, refusal)
+    return batch, batch_chunk(stores.objects, refusal, wall=stores.wall)
 
 
 async def forget_parts(objects: ObjectStore, tenant: str, batch: str) -> None:
@@ -119,8 +120,8 @@ class _Batch:
     async def _scanned(self) -> Scan | BatchResult:
         """The checked input, or what is wrong with it."""
         await self._tell(BatchProgress(stage="validating"))
-        if self._job.endpoint != ENDPOINT:
-            words = f"endpoint must be `{ENDPOINT}`; the lines of others are not answered in batch jobs."
+        if self._job.endpoint not in ENDPOINTS:
+            words = f"endpoint must be one of {', '.join(ENDPOINTS)}; others are not answered in batch jobs."
             return BatchResult(errors=[Complaint(code="invalid_endpoint", message=words, param="endpoint")])
         scan = Scan(self._job.endpoint)
         try:
@@ -144,11 +145,16 @@ class _Batch:
         tasks = await self._context.join(kept.children)
         finalizing_at = int(self._stores.wall().timestamp())
         await self._tell(msgspec.structs.replace(begun, stage="finalizing", finalizing_at=finalizing_at))
+        cancelling_at = await called_off_at(self._context, self._context.task.id)
+        is_expired = False
         good: list[bytes] = []
         bad: list[bytes] = []
         try:
             for piece, task in zip(kept.pieces, tasks, strict=True):
-                for line in await self._lines(piece, task):
+                code, message = _why(task, is_called_off=cancelling_at is not None)
+                lines, left = await self._lines(piece, task, code, message)
+                is_expired = is_expired or (left > 0 and code == EXPIRED)
+                for line in lines:
                     (good if line.is_good else bad).append(bytes(line.line) + b"\n")
         except NotFound:
             return self._no_input()
@@ -158,18 +164,26 @@ class _Batch:
             total=total,
             completed=len(good),
             failed=len(bad),
-            is_expired=any(task.reason is FailureReason.DEADLINE for task in tasks),
+            is_expired=is_expired,
+            cancelling_at=cancelling_at,
             in_progress_at=kept.in_progress_at,
             finalizing_at=finalizing_at,
         )
 
     async def _child(self, piece: Piece, number: int) -> str:
-        chunk = Chunk(batch=self._digits, input_file_id=self._job.input_file_id, piece=piece)
+        chunk = Chunk(
+            batch=self._digits, input_file_id=self._job.input_file_id, piece=piece, endpoint=self._job.endpoint
+        )
         ends_at = self._context.task.created_at + timedelta(seconds=WINDOW_S)
         return await self._context.spawn(BATCH_CHUNK, chunk, key=f"chunk-{number}", deadline=ends_at)
 
-    async def _lines(self, piece: Piece, task: Task) -> list[Answered]:
-        """What came of the lines of a piece, in the order of the input."""
+    async def _lines(self, piece: Piece, task: Task, code: str, message: str) -> tuple[list[Answered], int]:
+        """
+        What came of the lines of a piece, in the order of the input, and how many of them nobody answered.
+
+        Args:
+            code, message: what is told of those.
+        """
         kept = ChunkKept()
         with suppress(msgspec.MsgspecError):  # of a chunk that was never begun
             kept = msgspec.json.decode(task.checkpoint, type=ChunkKept)
@@ -177,14 +191,14 @@ class _Batch:
         for part in kept.parts:
             for line in unpacked(await self._stores.objects.get(part.name)):
                 found.setdefault(line.number, line)
-        if len(found) < piece.lines:
-            code, message = _why(task)
+        left = piece.lines - len(found)
+        if left:
             at = file_at(self._tenant, self._job.input_file_id)
             content = await self._stores.objects.get_range(at, start=piece.start, length=piece.length)
             for number, line_ in lines_in(content, piece):
                 if number not in found:
                     found[number] = given_up(self._digits, number, line_, code, message)
-        return [found[number] for number in sorted(found)]
+        return [found[number] for number in sorted(found)], left
 
     async def _file(self, kind: str, lines: list[bytes]) -> str | None:
         """The id of a file of these lines, which is written once; None where there are none."""
@@ -219,12 +233,13 @@ class _Batch:
         return BatchResult(errors=[Complaint(code="file_not_found", message=words, param="input_file_id")])
 
 
-def _why(task: Task) -> tuple[str, str]:
+def _why(task: Task, *, is_called_off: bool) -> tuple[str, str]:
     """Code and sentence for the lines that a chunk left without an answer."""
-    if task.reason is FailureReason.DEADLINE:
-        return "batch_expired", "This request could not be executed before the completion window expired."
-    if task.status is TaskStatus.CANCELLED:
-        return "batch_cancelled", "This request was cancelled before it was answered."
+    if is_called_off or task.status is TaskStatus.CANCELLED:
+        return "batch_cancelled", "This request was not executed before the batch was cancelled."
+    # One that completed without all its lines has seen that the day was over.
+    if task.reason is FailureReason.DEADLINE or task.status is TaskStatus.COMPLETED:
+        return EXPIRED, "This request could not be executed before the completion window expired."
     return "request_failed", task.error or "This request was given up. Send it again in another batch job."
 
 

@@ -6,7 +6,7 @@ Nothing here waits for anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -14,9 +14,12 @@ from msgspec import Meta, Struct
 
 from sutazai.agents.batch_shapes import Complaint, Piece
 from sutazai.core.errors import BadRequest
-from sutazai.dialects.complaints import decoded
+from sutazai.dialects.complaints import decoded, missing
+from sutazai.ports.agent import EMBEDDING
 
 MAX_LINES = 50_000
+MAX_EMBEDDED = 50_000
+"""Inputs of all lines for embeddings together."""
 MAX_LINE_BYTES = 2**20
 MAX_COMPLAINTS = 100
 """Further ones are not told."""
@@ -44,6 +47,10 @@ class Answered(Struct, frozen=True, kw_only=True):
     """As the file will hold it."""
 
 
+class _Named(Struct):
+    id: Any = None
+
+
 _line = msgspec.json.Decoder(Line)
 _answered = msgspec.json.Decoder(Answered)
 _encode = msgspec.json.Encoder().encode
@@ -60,6 +67,7 @@ class Scan:
         self.is_hopeless = False
         """Nothing that follows matters any more."""
         self._endpoint = endpoint
+        self._embedded = 0
         self._seen: set[str] = set()
         self._rest = b""
         self._offset = 0
@@ -90,9 +98,14 @@ class Scan:
         if self.total > MAX_LINES:
             self.is_hopeless = True
             words = f"The input file had more than {MAX_LINES:,} lines. Make several batch jobs of it."
-            self._complain("too_many_lines", words, at_line=False)
+            self._complain("too_many_tasks", words, at_line=False)
             return
         self._check(raw)
+        if self._embedded > MAX_EMBEDDED:
+            self.is_hopeless = True
+            words = f"The lines had more than {MAX_EMBEDDED:,} inputs to embed. Make several batch jobs of them."
+            self._complain("too_many_tasks", words, at_line=False)
+            return
         last = self.pieces[-1] if self.pieces else None
         if last is None or last.lines == PIECE_LINES:
             self.pieces.append(Piece(start=start, length=size, first_line=self._number, lines=1))
@@ -113,7 +126,7 @@ class Scan:
         except BadRequest as error:
             is_form = error.where not in {None, "line"}
             param = (error.where or "").removeprefix("line.") if is_form else None
-            self._complain("invalid_request" if is_form else "invalid_json_line", error.message, param=param)
+            self._complain(_form_code(error) if is_form else "invalid_json_line", error.message, param=param)
             return
         if line.method != "POST":
             self._complain("invalid_method", "method must be `POST`.", param="method")
@@ -123,6 +136,8 @@ class Scan:
             words = f"The custom_id {line.custom_id[:64]!r} stood in an earlier line too. Give each line its own."
             self._complain("duplicate_custom_id", words, param="custom_id")
         self._seen.add(line.custom_id)
+        if self._endpoint == EMBEDDING:
+            self._embedded += _count(line.body.get("input"))
 
     def _complain(self, code: str, message: str, *, param: str | None = None, at_line: bool = True) -> None:
         if len(self.complaints) < MAX_COMPLAINTS:
@@ -137,9 +152,11 @@ def lines_in(content: bytes, piece: Piece) -> Iterator[tuple[int, Line]]:
             yield number, decoded(_line, raw, under="line")
 
 
-def answered(batch: str, number: int, line: Line, status: int, body: Mapping[str, Any]) -> Answered:
-    """A line that has an answer, or an error with a status."""
-    response = {"status_code": status, "request_id": str(body.get("id") or _id(batch, number)), "body": body}
+def answered(batch: str, number: int, line: Line, status: int, body: bytes) -> Answered:
+    """A line that has an answer, or an error with a status; `body` is JSON on one line."""
+    named = msgspec.json.decode(body, type=_Named).id
+    request_id = named if isinstance(named, str) and named else _id(batch, number)
+    response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
     return _written(batch, number, line, status == 200, response=response, error=None)
 
 
@@ -161,6 +178,19 @@ def unpacked(content: bytes) -> list[Answered]:
 def _written(batch: str, number: int, line: Line, is_good: bool, **fields: object) -> Answered:
     told = {"id": _id(batch, number), "custom_id": line.custom_id, **fields}
     return Answered(number=number, is_good=is_good, line=msgspec.Raw(_encode(told)))
+
+
+def _form_code(error: BadRequest) -> str:
+    """OpenAI's code for a line that is JSON and no request."""
+    is_missing = error.message == missing(error.where or "").message
+    return "missing_required_parameter" if is_missing else "invalid_request"
+
+
+def _count(embedded: object) -> int:
+    """Inputs of one line: a text and a list of tokens are one, a list of those is several."""
+    if isinstance(embedded, list) and embedded and not isinstance(embedded[0], int):
+        return len(embedded)
+    return 1
 
 
 def _id(batch: str, number: int) -> str:

@@ -135,7 +135,13 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         live = Live(settings)
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(
+                settings.database,
+                data_dir,
+                shards=settings.shards,
+                max_length=settings.tasks.max_length,
+                promote_after_s=settings.tasks.promote_after_s,
+            )
         )
         if web is None:
             web = await stack.enter_async_context(way_to_the_web(settings.web))
@@ -204,6 +210,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             schedules=stores.schedules,
             recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
+            messages=stores.messages,
             files=stores.files,
             objects=objects,
             marks=stores.marks,
@@ -223,8 +230,8 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         metrics.gauges(
             lambda: chain(
                 gauges(pipeline, server, ledger),
-                task_gauges(task_queue.depths, worker),
-                database_gauges(stores.database.servers() if stores.database else None),
+                task_gauges(task_queue, worker),
+                database_gauges([state for one in stores.databases if (state := one.servers())]),
             )
         )
 
@@ -263,7 +270,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 await membership.settled.wait()
         trial_model = ""
         if with_engine and is_engine_wanted(settings, fleet):
-            trial_model = await start_engines(settings, stack, fleet, membership, group)
+            trial_model = await start_engines(settings, data_dir, stack, fleet, membership, group)
         if with_worker:
             models = GatewayModels(
                 accounted,

@@ -131,7 +131,7 @@ async def keys(settings: Settings, folder: Path) -> Finding:
     # an embedded database that was never started holds no key, and need not be made to find that out
     if settings.database.url is not None or (folder / "postgres").exists():
         try:
-            async with open_stores(settings.database, folder) as stores:
+            async with open_stores(settings.database, folder, shards=settings.shards) as stores:
                 live = sum(key.revoked_at is None for key in await stores.keys.all())
         except StoreUnavailable as error:
             return Finding("keys", Level.FAIL, f"They could not be read. {error.message}")
@@ -242,7 +242,10 @@ async def _healthy(check: str, entry: Wanted, report: NodeReport) -> Finding:
     count = len(report.models)
     words = f"{node.kind.value}, {count} model{'s' if count > 1 else ''}"
     if slots is None and node.kind is NodeKind.OLLAMA:
-        hint = "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`."
+        hint = (
+            "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`. "
+            f"`sutazai nodes tune {node.name}` measures it."
+        )
         return Finding(check, Level.OK, words, hint)
     return Finding(check, Level.OK, words if slots is None else f"{words}, {slots} slots")
 

@@ -69,6 +69,8 @@ def examine(url: str | None) -> list[Finding]:
     if settings.database.url is None:
         here += [checks.data_dir(folder), checks.embedded_postgres(folder)]
     here.append(checks.engine(settings.engine))
+    if (tuning := checks.tuning(settings.engine, folder)) is not None:
+        here.append(tuning)
     return here + uvloop.run(_on_the_network(settings, folder, url))
 
 

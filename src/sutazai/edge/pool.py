@@ -20,6 +20,7 @@ from sutazai.ports.cache import Forgotten
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.marks import Marks
+from sutazai.ports.messages import MessageStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.tasks import TaskStore
@@ -59,6 +60,7 @@ class Pool:
     recurring: Recurring
     webhook_secret: str
     """What the secrets of tenants are derived from; empty where webhooks are not told."""
+    messages: MessageStore
     files: FileStore
     objects: ObjectStore
     marks: Marks

@@ -8,8 +8,7 @@ is to run later waits in `later` until `ripen` is called, or `run` runs.
 from __future__ import annotations
 
 import asyncio
-import os
-import time
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,8 +31,9 @@ from sutazai.core.task import (
     TaskStatus,
     after,
     storable,
-    task_id,
 )
+from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.queue import Message, Queue
 from sutazai.ports.task_events import KeptEvent, encode
@@ -58,6 +58,7 @@ class MemoryTaskStore:
         self._queue = queue
         self._max_length = max_length
         self._wall = wall
+        self._ids = TaskIds(secrets.randbits)
         self._tasks: dict[str, Task] = {}
         self._events: list[KeptEvent] = []
         self._keys: dict[tuple[str, str], str] = {}
@@ -88,7 +89,7 @@ class MemoryTaskStore:
         for waited, task in before.items():
             if task is None or task.draft.tenant != draft.tenant:
                 raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
-        new = task_id(time.time(), int.from_bytes(os.urandom(10)) >> 6)
+        new = self._ids.next(turn.now, slot_of(draft.tenant))
         if draft.idempotency_key:
             keys[draft.tenant, draft.idempotency_key] = new
         open_ = [task.id for task in before.values() if task is not None and not task.status.is_end]

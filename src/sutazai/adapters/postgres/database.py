@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -18,14 +19,22 @@ import asyncpg
 
 from sutazai.adapters.postgres import statements
 from sutazai.adapters.postgres.addresses import one_by_one
-from sutazai.adapters.postgres.faults import LOST, CommitUnknown, told_as_unavailable
+from sutazai.adapters.postgres.faults import LOST, CommitUnknown, SlotMoved, told_as_unavailable
 from sutazai.adapters.postgres.pool import Connection, Lease, Pool, PoolRules
 from sutazai.adapters.postgres.servers import Server, Servers, ServersState
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.mark import BEGINNING, Mark
 from sutazai.settings.secret import Secret
 
-__all__ = ["CommitUnknown", "Connection", "Database", "PoolRules", "open_database", "told_as_unavailable"]
+__all__ = [
+    "CommitUnknown",
+    "Connection",
+    "Database",
+    "PoolRules",
+    "SlotMoved",
+    "open_database",
+    "told_as_unavailable",
+]
 
 USUAL = PoolRules()
 FIRST_PAUSE_S = 0.02
@@ -52,6 +61,7 @@ class Database:
         self._pools = pools
         self._servers = servers
         self._timeout_s = timeout_s
+        self._slots: Sequence[int] = ()
         self.sql = sql
         """Statements by name."""
 
@@ -64,6 +74,17 @@ class Database:
     def has_replicas(self) -> bool:
         """Whether there are several servers."""
         return self._servers is not None
+
+    def of(self, slots: Iterable[int]) -> Database:
+        """
+        The same database, for the data of these shard slots.
+
+        A transaction on it holds them here until its end; it raises `SlotMoved`, before anything was read or written,
+        where one of them is not here.
+        """
+        view = copy(self)
+        view._slots = sorted(slots)
+        return view
 
     @asynccontextmanager
     async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Connection]:
@@ -113,7 +134,7 @@ class Database:
             is_replica = server is not servers.leader
             try:
                 async with asyncio.timeout(TRIAL_PART * self._timeout_s if is_replica else None):
-                    rows = await _fetched(await self._begin_on(servers, server, readonly=True), statement, values)
+                    rows = await self._fetched(await self._begin_on(servers, server, readonly=True), statement, values)
             except (asyncpg.PostgresError, *LOST) as error:
                 if not (is_replica or isinstance(error, LOST)):
                     raise
@@ -126,6 +147,21 @@ class Database:
                 return rows
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _fetched(self, lease: Lease, statement: str, values: Sequence[object]) -> Sequence[Row]:
+        try:
+            # A replica has replayed all that came with a slot once it knows that the slot is here.
+            await self._enter(lease)
+            rows: Sequence[Row] = await lease.connection.fetch(statement, *values)
+            await lease.commit()
+        except BaseException:
+            lease.drop()
+            raise
+        return rows
+
+    async def _enter(self, lease: Lease) -> None:
+        if self._slots:
+            await lease.connection.execute(self.sql["enter_slots"], self._slots)
 
     def note(self, tenant: str) -> None:
         if self._servers is not None:
@@ -166,6 +202,7 @@ class Database:
                 async with asyncio.timeout(limit_s):
                     lease = await begin()
                     try:
+                        await self._enter(lease)
                         yield lease.connection
                         is_committing = True
                         await lease.commit()
@@ -213,16 +250,6 @@ class Database:
         if self._servers is None or self._servers.has_primary:
             return ""
         return f"No primary was found among the servers. {self._servers.fault}".rstrip()
-
-
-async def _fetched(lease: Lease, statement: str, values: Sequence[object]) -> Sequence[Row]:
-    try:
-        rows: Sequence[Row] = await lease.connection.fetch(statement, *values)
-        await lease.commit()
-    except BaseException:
-        lease.drop()
-        raise
-    return rows
 
 
 @asynccontextmanager

@@ -217,8 +217,9 @@ class Partitions:
             await self._take_turn(connection)
             if await connection.fetchval("SELECT to_regclass($1)", name) is not None:
                 return
-            # The table itself first: a writer that had chosen the default partition already would find it closed.
-            await connection.execute(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE")
+            # The table itself first, and from readers too: whoever has chosen the default partition already and waits
+            # for it would look there after the rows have left, and a worker would take its task for one that is gone.
+            await connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
             await connection.execute(f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE")
             await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
             moved = await connection.execute(
