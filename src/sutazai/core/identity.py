@@ -61,6 +61,8 @@ class Tenant:
     priority: Priority = Priority.NORMAL
     """What its requests have; they may ask for less."""
     limits: Limits = Limits()
+    waiting_tasks: int | None = None
+    """Tasks that may wait to be started; None = as many as the settings say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
