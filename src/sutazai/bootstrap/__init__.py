@@ -179,7 +179,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             wall=lambda: datetime.now(UTC),
         )
 
-        task_edge = make_task_edge(settings, stores, agents, web)
+        task_edge = make_task_edge(settings, stores, agents, web, gatekeeper)
 
         def is_ready() -> tuple[bool, str]:
             if server.unready:

@@ -137,6 +137,11 @@ class PostgresTaskStore:
         ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
         return [(one, tasks.get(one)) for one in ids]
 
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        async with self._database.transaction() as connection:
+            waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)
+        return waiting
+
     async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         found = await read(self._database, tenant, [task_id], seen=seen)
         if not found and seen is not None and self._database.has_replicas:
