@@ -10,14 +10,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.redis_servers import free_port, until
+from tests.redis_servers import eventually, free_port, until
 
 from sutazai.adapters.postgres.wheel import Programs, find_programs
 from sutazai.settings.secret import Secret
@@ -90,6 +90,11 @@ class PostgresServer:
         """Host and port."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
     def make(self) -> None:
         """An empty cluster."""
         self._programs.run("initdb", "--auth=trust", f"--username={USER}", "--no-sync", "-D", self.folder)
@@ -135,6 +140,15 @@ class PostgresServer:
         """Make a replica the primary, and wait until it is."""
         assert await self.ask("SELECT pg_promote(true, 30)")
 
+    async def pause_replay(self) -> None:
+        """Let a replica receive, and replay nothing."""
+        await self.ask("SELECT pg_wal_replay_pause()")
+        await eventually(lambda: self.ask("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+
+    async def resume_replay(self) -> None:
+        """Let it replay again."""
+        await self.ask("SELECT pg_wal_replay_resume()")
+
     def _signal(self, which: signal.Signals) -> None:
         assert self._process is not None
         pid = self._process.pid
@@ -174,6 +188,18 @@ def streaming(*, replicas: int = 1, **options: str) -> Iterator[Sequence[Postgre
             stack.callback(server.kill)
             server.start()
         yield (primary, *others)
+
+
+@asynccontextmanager
+async def paused(*replicas: PostgresServer) -> AsyncIterator[None]:
+    """Replicas that go on to receive, but replay nothing."""
+    for replica in replicas:
+        await replica.pause_replay()
+    try:
+        yield
+    finally:
+        for replica in replicas:
+            await replica.resume_replay()
 
 
 @contextmanager

@@ -87,14 +87,15 @@ class RabbitNode:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
 
-    def control(self, *words: str, tool: str = "rabbitmqctl") -> str:
-        """What `rabbitmqctl -q` prints for a command."""
+    def control(self, *words: str, tool: str = "rabbitmqctl", given: str = "") -> str:
+        """What `rabbitmqctl -q` prints for a command, with something to read."""
         done = subprocess.run(
             [*_as_owner(), str(BIN / tool), "-q", *words],
             env=self._environment(),
             cwd=self._folder,
             capture_output=True,
             check=False,
+            input=given,
             timeout=READY_S,
             text=True,
         )

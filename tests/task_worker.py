@@ -23,7 +23,7 @@ from sutazai.ports.queue import Queue
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
-from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
@@ -96,7 +96,7 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
         if broker is not None:
             queue = await stack.enter_async_context(open_rabbitmq(broker))
             group.create_task(Relay(stores.queue, queue, [TASK_PROCESSING]).run())
-            group.create_task(end_dead_letters(queue, stores.tasks))
+            group.create_task(DeadLetters(queue, stores.tasks).run())
         worker = Worker(queue, around, rules, mine=frozenset(known), random=random.random)
         group.create_task(worker.run())
         sys.stdout.write("works\n")

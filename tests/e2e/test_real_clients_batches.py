@@ -237,8 +237,8 @@ async def test_a_batch_job_whose_day_is_over_has_files_of_what_was_answered(
     batch = await begun(client, *(line(number) for number in range(200, 602)))
     batch = await until(client, batch, lambda one: completed_in(one) > 0)
     async with open_stores(Database(), data_dir) as stores:
-        assert stores.database is not None
-        async with stores.database.transaction() as connection:
+        (database,) = stores.databases
+        async with database.transaction() as connection:
             statement = "UPDATE tasks SET deadline = now() WHERE parent = $1::text::uuid"
             await connection.execute(statement, batch.id.removeprefix("batch_"))
 

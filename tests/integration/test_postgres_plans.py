@@ -78,7 +78,7 @@ ANALYZE
 """
 
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
-WITHOUT_TABLES = {"lock_message_name", "newest_position", "tell_tasks", "tell_queues", "event_writers"}
+WITHOUT_TABLES = {"lock_message_name", "newest_position", "newest_message", "tell_tasks", "tell_queues", "writers"}
 """These read none, or those of PostgreSQL alone."""
 SMALL = {"all_beats"}
 """These read a table as a whole that has a row for each worker."""
@@ -175,18 +175,26 @@ async def cases(connection: Any) -> Cases:
             [*columns("queue1"), new, *columns("t1", "a", 1, NOW), NOW],
         ],
         "take_dispatch": [["queue1", limit, consumer] for limit in (1, 32)],
+        "passed_over_dispatch": [[["queue1"], NOW], [["queue1", "queue2"], BEGIN]],
+        "take_passed_over_dispatch": [["queue1", limit, consumer, NOW] for limit in (1, 3)],
         "free_unknown_dispatch": [[consumer, []], [consumer, rows]],
         "ack_dispatch": [[rows[:1], consumer], [rows, consumer]],
         "hand_back_dispatch": [[rows[:1], consumer], [rows, consumer]],
         "leave_dispatch": [[consumer]],
         "ripe_dispatch": [[NOW, 1000], [BEGIN - timedelta(days=1), 1000]],
         "depth_dispatch": [["queue1", 100_000], ["other", 100]],
-        "enter_consumer": [[consumer]],
+        "enter_consumer": [[consumer, "queue1"]],
         "beat_consumer": [[consumer]],
         "drop_consumers": [[[consumer]]],
         "free_dispatch": [[]],
         "send_message": [["t1", "n", "s", "{}"]],
         "received_messages": [["t1", "n", 0]],
+        "broadcast_events": [[TASKS - 500, 256, TASKS, 65_536], [0, 256, TASKS, 65_536]],
+        "broadcast_messages": [[0, 64, 1000]],
+        "broadcast": [["events"]],
+        "take_broadcast": [["events", 1, 1]],
+        "advance_broadcast": [["events", 1, 1]],
+        "leave_broadcast": [["events", 1]],
     }
 
 

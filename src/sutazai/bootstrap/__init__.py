@@ -30,7 +30,7 @@ from sutazai.adapters.redis.limits import RedisLimits
 from sutazai.adapters.redis.link import RedisLink, open_redis
 from sutazai.adapters.redis.sessions import RedisSessionStore
 from sutazai.bootstrap.engines import is_engine_wanted, start_engines
-from sutazai.bootstrap.gauges import gauges, task_gauges
+from sutazai.bootstrap.gauges import database_gauges, gauges, task_gauges
 from sutazai.bootstrap.keys import follow_keys, open_door, weight_of
 from sutazai.bootstrap.rules import (
     Live,
@@ -136,7 +136,13 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         live = Live(settings)
         await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
         stores = await stack.enter_async_context(
-            open_stores(settings.database, data_dir, max_length=settings.tasks.max_length)
+            open_stores(
+                settings.database,
+                data_dir,
+                shards=settings.shards,
+                max_length=settings.tasks.max_length,
+                promote_after_s=settings.tasks.promote_after_s,
+            )
         )
         if web is None:
             web = await stack.enter_async_context(way_to_the_web(settings.web))
@@ -209,6 +215,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             files=stores.files,
             objects=objects,
             results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
+            marks=stores.marks,
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -222,7 +229,13 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         )
         port = await server.bind()
         worker: Worker | None = None
-        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue.depths, worker)))
+        metrics.gauges(
+            lambda: chain(
+                gauges(pipeline, server, ledger),
+                task_gauges(task_queue, worker),
+                database_gauges([state for one in stores.databases if (state := one.servers())]),
+            )
+        )
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
             live.settings = new
@@ -259,7 +272,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 await membership.settled.wait()
         trial_model = ""
         if with_engine and is_engine_wanted(settings, fleet):
-            trial_model = await start_engines(settings, stack, fleet, membership, group)
+            trial_model = await start_engines(settings, data_dir, stack, fleet, membership, group)
         if with_worker:
             models = GatewayModels(
                 accounted,

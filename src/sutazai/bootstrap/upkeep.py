@@ -21,8 +21,8 @@ async def begin_partitions(
     settings: Settings, stores: Stores, data_dir: Path, begin: Callable[[Callable[[], Awaitable[None]], str], None]
 ) -> None:
     """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
-    if stores.database is not None:
-        begin((await partitions(settings, stores.database, data_dir)).run, "tend partitions")
+    for database in stores.databases:
+        begin((await partitions(settings, database, data_dir)).run, "tend partitions")
 
 
 async def partitions(settings: Settings, database: Database, data_dir: Path) -> Partitions:

@@ -69,6 +69,8 @@ def examine(url: str | None) -> list[Finding]:
     if settings.database.url is None:
         here += [checks.data_dir(folder), checks.embedded_postgres(folder)]
     here.append(checks.engine(settings.engine))
+    if (tuning := checks.tuning(settings.engine, folder)) is not None:
+        here.append(tuning)
     return here + uvloop.run(_on_the_network(settings, folder, url))
 
 
@@ -76,7 +78,7 @@ async def _on_the_network(settings: Settings, folder: Path, url: str | None) -> 
     """Each check has a time limit of its own."""
     found: list[Finding] = []
     if settings.database.url is not None:
-        found.append(await checks_pool.database(settings.database.url, settings.database.timeout_s))
+        found += await checks_pool.database(settings.database.url, settings.database)
     if all(finding.level is not Level.FAIL for finding in found):
         found.append(await checks_pool.keys(settings, folder))
     found.append(await _gateway(settings, url))

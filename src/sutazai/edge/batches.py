@@ -24,9 +24,12 @@ from sutazai.agents.batch_shapes import (
     Complaint,
 )
 from sutazai.core.errors import BadRequest, Conflict, NotFound
+from sutazai.core.file import File
+from sutazai.core.mark import Mark
 from sutazai.core.request import Priority
 from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_id, uuid_of
 from sutazai.edge.files import PURPOSE
+from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.tasks import page_size
@@ -46,17 +49,7 @@ def routes(pool: Pool) -> list[Address]:
         by = _submitter(http)
         job = await body_as(http, _JOB)
         _check(job)
-        file = await pool.files.get(by.tenant, job.input_file_id)
-        if file is None:
-            raise BadRequest(
-                f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.",
-                where="input_file_id",
-            )
-        if file.purpose != PURPOSE:
-            raise BadRequest(
-                f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
-                where="input_file_id",
-            )
+        _check_input(job, await pool.files.get(by.tenant, job.input_file_id))
         wanted = Wanted(
             agent=BATCH,
             input=msgspec.json.encode(job),
@@ -71,14 +64,15 @@ def routes(pool: Pool) -> list[Address]:
         before = _task_id(after)
         if after and not before:
             raise BadRequest("after was no id of a batch job.", where="after")
-        found = await store.page(tenant, TaskFilter(agent=BATCH), before=before, limit=limit + 1)
+        found = await store.page(tenant, TaskFilter(agent=BATCH), before=before, limit=limit + 1, seen=mark_in(http))
         tasks = await pool.results.several(found[:limit])
         page = [told(task, cancelling_at=await cancelling_at(task)) for task in tasks]
         ids = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, **ids})
 
     async def one(http: HttpRequest) -> Response:
-        return await now(await wanted(http))
+        seen = mark_in(http)
+        return await now(await wanted(http, seen), seen)
 
     async def cancel(http: HttpRequest) -> Response:
         task = await wanted(http)
@@ -95,20 +89,20 @@ def routes(pool: Pool) -> list[Address]:
             await forget_parts(pool.objects, tenant, uuid_of(task.id).hex)
         return await now(cancelled)
 
-    async def wanted(http: HttpRequest) -> Task:
+    async def wanted(http: HttpRequest, seen: Mark | None = None) -> Task:
         """The batch job in the address. Raises `NotFound`, also for one of another tenant."""
         tenant, asked = _submitter(http).tenant, http.path_params["batch_id"]
-        task = await store.get(tenant, task_id) if (task_id := _task_id(asked)) else None
+        task = await store.get(tenant, task_id, seen=seen) if (task_id := _task_id(asked)) else None
         if task is None or task.draft.agent != BATCH:
             raise NotFound(f"No batch job is {asked[:64]!r} here; `GET /v1/batches` lists those that are.")
         return await pool.results.whole(task)
 
-    async def now(task: Task) -> Response:
+    async def now(task: Task, seen: Mark | None = None) -> Response:
         """The batch job with what its chunks have done by now."""
         chunks = []
         if not (task.status.is_end and task.result) and task.progress:
             which = TaskFilter(agent=BATCH_CHUNK, parent=task.id)
-            chunks = list(await store.page(task.draft.tenant, which, limit=MAX_CHUNKS))
+            chunks = list(await store.page(task.draft.tenant, which, limit=MAX_CHUNKS, seen=seen))
         done = [_read(chunk.result or chunk.progress, ChunkDone) for chunk in chunks]
         return json_reply(told(task, done, cancelling_at=await cancelling_at(task)))
 
@@ -216,6 +210,18 @@ def _check(job: BatchJob) -> None:
         )
     if job.completion_window != WINDOW:
         raise BadRequest(f"completion_window must be `{WINDOW}`.", where="completion_window")
+
+
+def _check_input(job: BatchJob, file: File | None) -> None:
+    if file is None:
+        raise BadRequest(
+            f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.", where="input_file_id"
+        )
+    if file.purpose != PURPOSE:
+        raise BadRequest(
+            f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
+            where="input_file_id",
+        )
 
 
 def _task_id(batch_id: str) -> str:

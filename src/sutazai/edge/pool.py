@@ -19,6 +19,7 @@ from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.schedules import ScheduleStore
@@ -64,6 +65,7 @@ class Pool:
     files: FileStore
     objects: ObjectStore
     results: Results
+    marks: Marks
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

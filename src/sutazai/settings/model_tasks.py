@@ -41,6 +41,10 @@ class Tasks(Group, frozen=True):
     max_length: int = 100_000
     """Tasks that may wait in one queue; past it submitters are told to come back, and nothing is dropped."""
 
+    promote_after_s: float = 60.0
+    """Once tasks of a lower priority have waited for so long, one of ten that are started is of them, the longest
+    waiting first, for as long as higher ones keep coming."""
+
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 
@@ -130,11 +134,12 @@ class Rabbitmq(Group, frozen=True):
     clients for two minutes; RabbitMQ's own advice is 5 to 20."""
 
     prefetch_slow: int = 1
-    """Messages that a worker holds where tasks take long. One that was fetched and never begun counts as delivered when
-    its worker dies: with 10 of them and workers that kept crashing, 20 of 60 tasks were never run."""
+    """Messages that a worker holds for each attempt that it may have under way, that one's own included, so 1 lets none
+    wait. One that was fetched and never begun counts as delivered when its worker dies: with 10 of them and workers
+    that kept crashing, 20 of 60 tasks were never run."""
 
     prefetch_fast: int = 10
-    """The same where tasks take less than a tenth of a second."""
+    """The same for a queue whose tasks have all taken less than a tenth of a second for half a minute."""
 
     max_length: int = 100_000
     """Messages in one queue; past it they are refused, and whoever submits is told."""

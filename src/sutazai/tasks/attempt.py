@@ -30,6 +30,8 @@ class Running:
     consumer: Consumer
     attempt: Attempt
     room: Room
+    began_at: float
+    """By the clock of the loop."""
     handle: asyncio.Task[None] | None = None
     has_begun: bool = False
     is_called_off: bool = False

@@ -40,6 +40,7 @@ def tenant_of(row: asyncpg.Record) -> Tenant:
         weight=row["weight"],
         priority=priority_of(row["priority"]),
         limits=_LIMITS.decode(row["limits"]),
+        region=row["region"],
     )
 
 
@@ -77,8 +78,9 @@ def plain_tenant(tenant: Tenant | None) -> dict[str, Any] | None:
     """What the audit log tells of a tenant."""
     if tenant is None:
         return None
-    return {
+    plain: dict[str, Any] = {
         "weight": tenant.weight,
         "priority": word_of(tenant.priority),
         "limits": plain_limits(tenant.limits),
     }
+    return plain | {"region": tenant.region} if tenant.region else plain

@@ -37,7 +37,7 @@ class TaskChanges:
     def __init__(self, connection: Connection, database: Database, now: datetime) -> None:
         self._connection = connection
         self._sql = database.sql
-        self._now = now
+        self.now = now
         self._tasks: dict[str, Task] = {}
         self._new: dict[str, Task] = {}
         self._changed: dict[str, Task] = {}
@@ -56,7 +56,7 @@ class TaskChanges:
 
     def submit(self, task_id: str, event: Event) -> Task:
         """A new task."""
-        task = after(None, event, id=task_id, at=self._now)
+        task = after(None, event, id=task_id, at=self.now)
         self._tasks[task_id] = self._new[task_id] = task
         self._events.append((task, event))
         return task
@@ -66,7 +66,7 @@ class TaskChanges:
         before = self._tasks.get(task_id)
         event = storable(event)
         try:
-            task = after(before, event, id=task_id, at=self._now)
+            task = after(before, event, id=task_id, at=self.now)
         except IllegalChange:
             return None
         self._tasks[task_id] = task
@@ -111,7 +111,7 @@ class TaskChanges:
             self._connection,
             self._sql,
             [(_word(task), task.run_at) for task in pending],
-            now=self._now,
+            now=self.now,
         )
         await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
         told = ",".join(uuid_of(task_id).hex for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
@@ -137,7 +137,7 @@ class TaskChanges:
         columns: Columns = [[] for _ in range(8)]
         for task, event in self._events:
             kind, schema, data = encode(event)
-            row = (uuid_of(task.id), task.version, task.draft.tenant, kind, schema, self._now, data, task.created_at)
+            row = (uuid_of(task.id), task.version, task.draft.tenant, kind, schema, self.now, data, task.created_at)
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
         return columns
