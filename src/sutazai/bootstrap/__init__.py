@@ -179,7 +179,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             wall=lambda: datetime.now(UTC),
         )
 
-        task_edge = make_task_edge(settings, stores, agents, web)
+        task_edge = make_task_edge(settings, stores, agents, web, gatekeeper)
 
         def is_ready() -> tuple[bool, str]:
             if server.unready:
@@ -214,8 +214,8 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             messages=stores.messages,
             files=stores.files,
             objects=objects,
-            results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
             marks=stores.marks,
+            results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(

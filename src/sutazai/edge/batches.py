@@ -24,7 +24,6 @@ from sutazai.agents.batch_shapes import (
     Complaint,
 )
 from sutazai.core.errors import BadRequest, Conflict, NotFound
-from sutazai.core.file import File
 from sutazai.core.mark import Mark
 from sutazai.core.request import Priority
 from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_id, uuid_of
@@ -34,6 +33,7 @@ from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.tasks import page_size
 from sutazai.ports.agent import ENDPOINTS
+from sutazai.ports.files import FileStore
 from sutazai.ports.tasks import TaskFilter
 from sutazai.tasks.submit import Submitter, Wanted
 
@@ -49,7 +49,7 @@ def routes(pool: Pool) -> list[Address]:
         by = _submitter(http)
         job = await body_as(http, _JOB)
         _check(job)
-        _check_input(job, await pool.files.get(by.tenant, job.input_file_id))
+        await _check_file(pool.files, by.tenant, job.input_file_id)
         wanted = Wanted(
             agent=BATCH,
             input=msgspec.json.encode(job),
@@ -115,6 +115,20 @@ def routes(pool: Pool) -> list[Address]:
         resource("/v1/batches/{batch_id}", GET=one),
         Address("/v1/batches/{batch_id}/cancel", cancel, methods=["POST"]),
     ]
+
+
+async def _check_file(files: FileStore, tenant: str, file_id: str) -> None:
+    """Raises `BadRequest` where the tenant has no such file, or keeps it for something else."""
+    file = await files.get(tenant, file_id)
+    if file is None:
+        raise BadRequest(
+            f"input_file_id named {file_id}, which is no file here. Upload it first.", where="input_file_id"
+        )
+    if file.purpose != PURPOSE:
+        raise BadRequest(
+            f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
+            where="input_file_id",
+        )
 
 
 def told(task: Task, chunks: Sequence[ChunkDone] = (), *, cancelling_at: int | None = None) -> dict[str, Any]:
@@ -210,18 +224,6 @@ def _check(job: BatchJob) -> None:
         )
     if job.completion_window != WINDOW:
         raise BadRequest(f"completion_window must be `{WINDOW}`.", where="completion_window")
-
-
-def _check_input(job: BatchJob, file: File | None) -> None:
-    if file is None:
-        raise BadRequest(
-            f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.", where="input_file_id"
-        )
-    if file.purpose != PURPOSE:
-        raise BadRequest(
-            f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
-            where="input_file_id",
-        )
 
 
 def _task_id(batch_id: str) -> str:

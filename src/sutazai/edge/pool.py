@@ -64,8 +64,8 @@ class Pool:
     messages: MessageStore
     files: FileStore
     objects: ObjectStore
-    results: Results
     marks: Marks
+    results: Results
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

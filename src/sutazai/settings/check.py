@@ -143,6 +143,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "slots": Range(1, 10_000),
         "llm_slots": Range(1, 10_000),
         "max_length": COUNT,
+        "max_waiting_per_tenant": COUNT,
         "promote_after_s": LIMIT_S,
         "delivery_limit": Range(1, 1000),
         "max_inline_bytes": Range(1024, 16 * 2**20),
