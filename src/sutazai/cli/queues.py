@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
+import msgspec
 
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
+from sutazai.adapters.rabbitmq.streams import Entry
 from sutazai.adapters.rabbitmq.topology import KNOWN, STREAM
 from sutazai.adapters.rabbitmq.topology import definitions as as_definitions
 from sutazai.bootstrap.rules import log_form
-from sutazai.cli.printing import print_json, print_table
+from sutazai.cli.printing import complain, fitting, print_json, print_table
 from sutazai.cli.stores import refuse, with_settings
 from sutazai.core.errors import QueueUnavailable
+from sutazai.ports.broadcasts import Unseen
 from sutazai.ports.queue import QueueState
 from sutazai.settings.model import Settings
 from sutazai.telemetry.logs import configure
@@ -27,6 +31,8 @@ app = cyclopts.App(
 
 Example: `sutazai queues list`""",
 )
+
+AT_ONCE = 100
 
 
 @app.command(name="list")
@@ -84,6 +90,46 @@ def definitions() -> int:
         return 0
 
     return with_settings(work)
+
+
+@app.command
+def tail(*, everything: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False) -> int:
+    """
+    Print what the stream `agent_coordination` carries as lines of JSON, until Ctrl-C.
+
+    These are events of tasks and messages of agents, of all tenants; doubles are passed over.
+
+    Examples: `sutazai queues tail`, `sutazai queues tail --all | jq -c 'select(.tenant == "acme")'`
+
+    Parameters
+    ----------
+    everything
+        Begin with the oldest that the stream still has, and not with what comes from now on.
+    """
+
+    async def work(settings: Settings, _: Path) -> int:
+        configure(form=log_form(settings), level="warning")
+        if settings.rabbitmq.url is None:
+            return refuse("Without `rabbitmq.url` there is no stream; `sutazai events tail` reads the database.")
+        unseen = Unseen()
+        since = 0 if everything else None
+        async with open_rabbitmq(settings.rabbitmq) as broker, broker.events.read(since) as reader:
+            while True:
+                for entry in await reader.take(AT_ONCE):
+                    sys.stdout.write(fitting(_told(unseen, entry), sys.stdout))
+                sys.stdout.flush()
+
+    with suppress(KeyboardInterrupt):
+        return with_settings(work)
+    return 0
+
+
+def _told(unseen: Unseen, entry: Entry) -> str:
+    try:
+        return "".join(f"{msgspec.json.encode(notice).decode()}\n" for notice in unseen.notices_of(entry.body))
+    except msgspec.DecodeError:
+        complain(f"Entry {entry.offset} of the stream was none of ours.")
+        return ""
 
 
 def _rows(states: Sequence[QueueState]) -> list[list[str]]:
