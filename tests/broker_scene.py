@@ -25,7 +25,9 @@ from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
+from sutazai.testing.objects import MemoryObjects
 
 
 class NoModels:
@@ -96,6 +98,7 @@ def worker_of(stores: Stores, broker: RabbitQueue, *, slots: int = 4, held: int 
         store=stores.tasks,
         models=NoModels(),
         messages=stores.messages,
+        results=Results(MemoryObjects(), max_inline_bytes=2**18),
         agents=known,
         default_model="m",
         wall=_now,

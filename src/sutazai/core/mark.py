@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sutazai.core.errors import BadRequest
 
+WRITTEN = "x-sutazai-written"
+"""The header that carries it."""
 _FORM = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,16})")
 MAX_POSITION = 2**63 - 1
 
@@ -33,7 +35,7 @@ def mark_of(text: str) -> Mark:
     parts = _FORM.fullmatch(text)
     if parts is None or int(parts[2], 16) > MAX_POSITION:
         raise BadRequest(
-            "The header `x-sutazai-written` was no mark. Send what the answer to your write had under this name, or "
+            f"The header `{WRITTEN}` was no mark. Send what the answer to your write had under this name, or "
             "leave it out."
         )
     return Mark(int(parts[1], 16), int(parts[2], 16))

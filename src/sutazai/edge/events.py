@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sutazai.core.errors import StoreUnavailable
+from sutazai.core.mark import WRITTEN
 from sutazai.core.task import Task
-from sutazai.edge.marks import WRITTEN
 from sutazai.edge.task_shapes import told_event
 from sutazai.ports.marks import Marks
 from sutazai.ports.tasks import TaskStore

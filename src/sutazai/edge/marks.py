@@ -12,12 +12,11 @@ from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sutazai.core.mark import BEGINNING, Mark, mark_of
+from sutazai.core.mark import BEGINNING, WRITTEN, Mark, mark_of
 from sutazai.edge.auth import Caller
 from sutazai.edge.replies import Address
 from sutazai.ports.marks import Marks
 
-WRITTEN = "x-sutazai-written"
 READS = frozenset({"GET", "HEAD"})
 
 

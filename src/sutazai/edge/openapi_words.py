@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sutazai.core.mark import WRITTEN
 from sutazai.core.request import Dialect
 
 Schema = dict[str, Any]
@@ -12,12 +13,12 @@ ANYTHING: Schema = {"type": "object"}
 PRIORITY: Schema = {"enum": ["high", "normal", "low"]}
 MARK: Schema = {"type": "string", "pattern": "^[0-9a-f]{1,8}-[0-9a-f]{1,15}$"}
 SEEN: Schema = {
-    "name": "x-sutazai-written",
+    "name": WRITTEN,
     "in": "header",
     "description": "What the answer to a write had under this name: what is read here is not older than that.",
     "schema": MARK,
 }
-WRITTEN: Schema = {
+GIVEN: Schema = {
     "description": "A mark of what was written, where the database has replicas. Send it with what you read next.",
     "schema": MARK,
 }
@@ -73,7 +74,7 @@ def marked(paths: Schema) -> Schema:
             operation["parameters"] = [*operation.get("parameters", ()), SEEN]
             if method != "get":
                 good = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
-                good["headers"] = {**good.get("headers", {}), "x-sutazai-written": WRITTEN}
+                good["headers"] = {**good.get("headers", {}), WRITTEN: GIVEN}
     return paths
 
 

@@ -253,7 +253,7 @@ class Worker:
         if agent.name not in self._mine:
             return HandedBack(task.deliveries, self._around.wall() + NOT_MINE_PAUSE)
         async with self._places[agent.name]:
-            return await ended_of(running, agent, self._around.wall, self._random)
+            return await ended_of(running, agent, self._around, self._random)
 
     # ending
 

@@ -31,6 +31,8 @@ LOOKS = 4
 SILENT_PART = 0.5
 """Of that time: whoever did not answer for so long is gone. Less than all of it, so that a primary that is silent
 is known to be gone before the replicas are thought late."""
+MARK_S = 0.5
+"""What the answer to a write waits for its mark at most."""
 KEPT_POSITIONS = 100
 KEPT_PART = 0.05
 """Of that time: positions of looks that followed one another faster are not kept."""
@@ -221,10 +223,10 @@ class Servers:
         self._own_writes.note(tenant, time.monotonic())
 
     async def newest(self) -> Mark | None:
-        """A mark of all that was written by now; None where the primary does not tell within the time of a look."""
+        """A mark of all that was written by now; None where the primary does not tell soon."""
         now = time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(SILENT_PART * self.max_lag_s):
+            async with asyncio.timeout(MARK_S):
                 while self._newest[0] < now:
                     leader = await self.primary()
                     if leader.looked_at < now:
