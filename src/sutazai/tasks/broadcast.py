@@ -123,8 +123,10 @@ class Broadcast:
                 self._waits_since = page.notices[0].at if page.notices else None
                 if page.notices:
                     is_mine = await self._tell(page.notices, turn.fence, position)
+                if is_mine and page.notices:
                     position = page.notices[-1].position
                     self.carried += len(page.notices)
+                    self.behind, self._waits_since = max(0, self.behind - len(page.notices)), None
                 if is_mine and (page.notices or clock() - beat_at >= self._rhythm.beat_s):
                     is_mine, beat_at = await self._store.advance(self.source, turn.fence, position), clock()
                 if is_mine and not is_full:
