@@ -104,7 +104,7 @@ def worker_of(stores: Stores, broker: RabbitQueue, *, slots: int = 4, held: int 
         wall=_now,
     )
     rules = WorkerRules(
-        name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=5.0
+        name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=60.0
     )
     return Worker(broker, around, rules, mine=frozenset(known), random=random.random)
 
