@@ -134,6 +134,20 @@ async def test_a_hundred_writes_are_each_read_by_who_wrote_them(well: Servers) -
             assert await seen(database, number, await made(database, number))
 
 
+async def test_a_reader_of_a_replica_sees_one_moment(well: Servers) -> None:
+    _, first, second = well
+    async with opened(well) as database:
+        mark = await made(database, 7)
+        await eventually(lambda: reads_after(database, mark, first.port, second.port))
+        async with database.reading(mark) as connection:
+            assert await connection.fetchval(WHO) in {first.port, second.port}
+            later = await made(database, 8)
+            await eventually(lambda: reads_after(database, later, first.port, second.port))
+
+            assert await connection.fetchval("SELECT count(*) FROM notes WHERE number = 8") == 0
+        assert await seen(database, 8, later)
+
+
 async def test_a_late_replica_is_not_asked(well: Servers) -> None:
     _, first, second = well
     async with opened(well) as database:
