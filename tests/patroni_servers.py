@@ -161,7 +161,7 @@ class Host:
         }
         dcs = {
             "ttl": TTL_S,
-            "loop_wait": 2,
+            "loop_wait": 1,
             "retry_timeout": 4,
             "primary_start_timeout": 0,  # a primary that died is not waited for
             "synchronous_mode": True,
