@@ -257,6 +257,35 @@ async def test_writers_find_the_replica_that_was_promoted(trio: Servers) -> None
         assert await seen(database, 1, await made(database, 2))
 
 
+async def test_a_replica_with_what_the_new_primary_never_had_is_not_read(trio: Servers) -> None:
+    """It is ahead of the new primary, in a log that was given up."""
+    primary, first, second = trio
+    async with open_database(primary.url, timeout_s=LIMIT_S) as alone:
+        async with alone.transaction() as connection:
+            await connection.execute("CREATE TABLE notes (number integer)")
+        await eventually(lambda: has_notes(first))
+        first.stall()
+        async with alone.transaction() as connection:
+            await connection.execute("INSERT INTO notes SELECT 0 FROM generate_series(1, 200000)")
+        await eventually(lambda: has_notes(second, 200_000))
+    primary.kill()
+    first.resume()
+    await first.promote()
+
+    async with opened((first, second)) as database:
+        mark = await made(database, 1)
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * LAG_S:
+            assert await seen(database, 1, mark)
+            assert await reader(database) == first.port
+
+
+async def has_notes(server: PostgresServer, count: int = 0) -> bool:
+    """Whether the table is there, with so many rows."""
+    there: bool = await server.ask("SELECT to_regclass('notes') IS NOT NULL")
+    return there and bool(await server.ask("SELECT count(*) FROM notes") == count)
+
+
 async def test_a_primary_that_comes_back_from_before_is_not_written_to(trio: Servers) -> None:
     primary, first, _ = trio
     async with opened(trio) as database:

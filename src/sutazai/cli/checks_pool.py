@@ -130,7 +130,10 @@ def _server(database: str, server: ServerState, max_lag_s: float) -> Finding:
     told = f"a replica, {server.behind_bytes:,} bytes behind"
     if server.is_fresh:
         return Finding(check, Level.OK, told)
-    remedy = f"It is not read from before it is at most {max_lag_s:g} s late; its log may tell why."
+    remedy = (
+        f"It is not read from before it is at most {max_lag_s:g} s late; its log may tell why. Soon after a failover, "
+        "`GRANT pg_monitor` to our role lets us see whom it follows."
+    )
     return Finding(check, Level.WARN, f"{told}, and late by {server.lag_s:.1f} s or more", remedy)
 
 
