@@ -43,9 +43,13 @@ def need_rabbitmq() -> None:
 class RabbitNode:
     """One node, with files, ports and a process group of its own."""
 
-    def __init__(self, folder: Path, name: str, epmd_port: int, members: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, epmd_port: int, members: Sequence[str], *, has_management: bool = False
+    ) -> None:
         self.name = f"{name}@localhost"
         self.port = free_port()
+        self.management_port = free_port() if has_management else 0
+        """Of its management plugin; 0 where it has none."""
         self._distribution_port = free_port()
         self._epmd_port = epmd_port
         self._home = folder / "home"
@@ -108,6 +112,10 @@ class RabbitNode:
         file.write_bytes(text)
         self.control("import_definitions", str(file))
 
+    def listens(self) -> bool:
+        """Whether clients can connect; one that has paused itself lets none."""
+        return _listens(self.port)
+
     @property
     def is_running(self) -> bool:
         """Whether it was started and not killed."""
@@ -149,8 +157,11 @@ class RabbitNode:
                 f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"
                 for number, member in enumerate(members, 1)
             ]
+        if self.management_port:
+            lines += [f"management.tcp.port = {self.management_port}", "management.tcp.ip = 127.0.0.1"]
         (self._folder / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        plugins = "[rabbitmq_management]" if self.management_port else "[]"
+        (self._folder / "enabled_plugins").write_text(f"{plugins}.\n")
         (self._folder / "env.conf").write_text("")
 
     def _environment(self) -> dict[str, str]:
@@ -223,7 +234,7 @@ class Rabbits:
 
 
 @contextmanager
-def rabbits(count: int) -> Iterator[Rabbits]:
+def rabbits(count: int, *, has_management: bool = False) -> Iterator[Rabbits]:
     """So many nodes, in one cluster."""
     need_rabbitmq()
     with ExitStack() as stack:
@@ -235,7 +246,10 @@ def rabbits(count: int) -> Iterator[Rabbits]:
         epmd_port = free_port()
         names = [f"r{number + 1}" for number in range(count)]
         # The first waits for nobody: looking for others that are not there yet would take it five seconds.
-        nodes = [RabbitNode(folder, name, epmd_port, names if name != names[0] else ()) for name in names]
+        nodes = [
+            RabbitNode(folder, name, epmd_port, names if name != names[0] else (), has_management=has_management)
+            for name in names
+        ]
         _give_to_owner(folder)
         epmd = subprocess.Popen(
             [*_as_owner(), "epmd", "-port", str(epmd_port), "-address", "127.0.0.1"],

@@ -25,8 +25,10 @@ from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
+from sutazai.testing.objects import MemoryObjects
 
 SLOTS = 16
 
@@ -83,6 +85,7 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
             models=NoModels(),
             messages=stores.messages,
             agents=known,
+            results=Results(MemoryObjects(), max_inline_bytes=2**18),
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )

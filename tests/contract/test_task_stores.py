@@ -273,6 +273,19 @@ async def test_a_key_used_by_many_at_once_makes_one_task(place: Place) -> None:
     assert len(await place.words()) == 2
 
 
+async def test_tasks_that_wait_are_counted_by_tenant(store: TaskStore) -> None:
+    first, second = await store.submit([draft(), draft(run_at=START + timedelta(hours=1))])
+    await submitted(store, after=(first.id,))
+    await submitted(store, tenant="other")
+    await begun(store, await submitted(store))
+    await completed(store, await submitted(store))
+    await store.cancel("acme", second.id)
+
+    assert await store.waiting("acme", at_most=MANY) == 2
+    assert await store.waiting("acme", at_most=1) == 1
+    assert await store.waiting("nobody", at_most=MANY) == 0
+
+
 async def test_a_full_queue_takes_no_more_and_keeps_nothing_of_it(store: TaskStore) -> None:
     await store.submit([draft() for _ in range(LIMIT)])
 

@@ -77,6 +77,7 @@ async def test_deleting_what_is_not_there_changes_nothing(stores: Stores, unknow
         (Tenant(name="a", weight=-1.0), "weight"),
         (Tenant(name="a", weight=float("nan")), "weight"),
         (Tenant(name="a", weight=float("inf")), "weight"),
+        (Tenant(name="a", waiting_tasks=-1), "waiting_tasks"),
         (Tenant(name="a", limits=Limits(bytes_per_minute=-1)), "limits.bytes_per_minute"),
         (Tenant(name="a", limits=Limits(money_per_month=float("inf"))), "limits.money_per_month"),
         (Tenant(name="a", limits=Limits(burst_s=1e9)), "limits.burst_s"),

@@ -122,6 +122,10 @@ async def test_every_line_is_answered_in_order_and_those_that_fail_are_in_the_er
     assert batch.request_counts is not None
     assert batch.request_counts.to_dict() == {"total": LINES, "completed": LINES - len(failed), "failed": len(failed)}
     assert batch.in_progress_at and batch.finalizing_at and batch.completed_at  # noqa: PT018 - one statement
+    assert batch.usage is not None
+    assert batch.usage.output_tokens == 2 * (LINES - len(failed))
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+    assert batch.model is None  # several were asked for
     output = await told(client, batch.output_file_id)
     good = [number for number in range(LINES) if number not in failed]
     assert [one["custom_id"] for one in output] == [f"request-{number}" for number in good]
@@ -172,6 +176,7 @@ async def test_texts_are_completed(client: openai.AsyncOpenAI, node: FakeNode) -
     batch = await begun(client, line(1, url="/v1/completions", body=body), endpoint="/v1/completions")
     batch = await until(client, batch, has_ended)
 
+    assert batch.model == "m"
     (one,) = await told(client, batch.output_file_id)
     assert one["response"]["body"]["object"] == "text_completion"
     assert one["response"]["body"]["choices"][0]["text"] == "and on"
@@ -223,12 +228,55 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
     assert await client.batches.cancel(batch.id) == cancelled
 
 
+@pytest.mark.deadline(90)
+async def test_a_batch_job_whose_day_is_over_has_files_of_what_was_answered(
+    client: openai.AsyncOpenAI, node: FakeNode, data_dir: Path, tmp_path: Path
+) -> None:
+    """Eight chunks of fifty lines are taken, four end after four seconds; one that waits is found late within one."""
+    node.default = Answer(first_token_s=0.3)
+    batch = await begun(client, *(line(number) for number in range(200, 602)))
+    batch = await until(client, batch, lambda one: completed_in(one) > 0)
+    async with open_stores(Database(), data_dir) as stores, stores.databases[0].transaction() as connection:
+        statement = "UPDATE tasks SET deadline = now() WHERE parent = $1::text::uuid"
+        await connection.execute(statement, batch.id.removeprefix("batch_"))
+
+    batch = await until(client, batch, has_ended)
+
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 402, "completed": 400, "failed": 2}
+    output = await told(client, batch.output_file_id)
+    assert [one["custom_id"] for one in output] == [f"request-{number}" for number in range(200, 600)]
+    errors = await told(client, batch.error_file_id)
+    assert [one["custom_id"] for one in errors] == ["request-600", "request-601"]
+    assert {(one["error"]["code"], one["response"]) for one in errors} == {("batch_expired", None)}
+    assert parts_in(tmp_path) == []
+
+
 async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:
     batch = await until(client, await begun(client, line(1)), has_ended)
     assert batch.status == "completed"
 
     with pytest.raises(openai.ConflictError, match="completed already"):
         await client.batches.cancel(batch.id)
+
+
+async def test_a_batch_job_is_found_by_another_gateway_and_its_files_too(
+    client: openai.AsyncOpenAI, gateways: StartGateway, node: FakeNode, tmp_path: Path
+) -> None:
+    batch = await until(client, await begun(client, line(1), line(7)), has_ended)
+    other = await gateways(node, objects=Objects(url=str(tmp_path)))
+
+    url = f"http://127.0.0.1:{other.port}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as there:
+        assert await there.batches.retrieve(batch.id) == batch
+        for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+            assert file_id is not None
+            here = (await client.files.content(file_id)).content
+            assert (await there.files.content(file_id)).content == here
+            kept = await there.files.retrieve(file_id)
+            assert kept.bytes == len(here)
 
 
 async def test_batch_jobs_are_listed_newest_first_in_pages(client: openai.AsyncOpenAI) -> None:
@@ -265,6 +313,16 @@ async def test_a_batch_job_that_cannot_be_is_refused(
 
     with pytest.raises(openai.BadRequestError, match=where):
         await client.batches.create(**wanted | changes)
+
+
+async def test_a_file_of_answers_is_no_input(client: openai.AsyncOpenAI) -> None:
+    batch = await until(client, await begun(client, line(1)), has_ended)
+    assert batch.output_file_id is not None
+
+    with pytest.raises(openai.BadRequestError, match="purpose is `batch_output`"):
+        await client.batches.create(
+            input_file_id=batch.output_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
 
 
 async def test_a_chunk_cannot_be_submitted_by_clients(client: openai.AsyncOpenAI) -> None:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sutazai
-from sutazai.adapters.llamacpp.machine import this_machine
-from sutazai.adapters.llamacpp.spec import TRIAL_MODEL
+from sutazai.adapters.llamacpp.machine import GIB, this_machine
+from sutazai.adapters.llamacpp.spec import TRIAL_MODEL, discover_models
 from sutazai.adapters.llamacpp.tuned import NAME, Tuned, keep_tuned, model_digest, read_tuned
 from sutazai.bootstrap import open_gateway
+from sutazai.bootstrap.tuning import engine_target
+from sutazai.core.errors import EngineFault
 from sutazai.core.node import NodeKind
 from sutazai.settings.load import parse
 from sutazai.settings.model import Discovery, Engine, Server, Settings
@@ -37,6 +39,7 @@ real = pytest.mark.skipif(
     reason="the wheel xllamacpp is not installed",
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "tune-a-node.md"
 SOURCE = Path(sutazai.__file__).parents[1]
 COMMAND_S = 60.0
 FAST_S = 0.002
@@ -224,6 +227,27 @@ async def test_the_engine_is_tuned_and_the_next_start_runs_as_was_found(shell: S
 
 
 @real
+@pytest.mark.deadline(60)
+async def test_the_commands_of_the_page_do_what_it_shows(shell: Shell) -> None:
+    """The time is cut short, and how many threads there are is the machine's."""
+    blocks = re.findall(
+        r"^```console\n\$ sutazai nodes tune (.+)\n((?:.+\n)*)```$", PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    shell.settings()
+
+    done = [await shell.run(*words.replace("--budget-s 60", "--budget-s 6").split()) for words, _ in blocks]
+
+    assert [one.code for one in done] == [0, 0]
+    assert _without_threads(done[0].out) == _without_threads(blocks[0][1])
+    assert done[1].out.startswith("SLOTS   THREADS   BATCH   ANSWERS TOKENS/S   PROMPTS TOKENS/S   SPEED\n")
+    assert str(shell.folder / NAME) in done[1].out
+
+
+def _without_threads(text: str) -> str:
+    return re.sub(r"\d+ threads?|at most \d+ times|threads: .*", "", text)
+
+
+@real
 async def test_an_interrupted_tuning_ends_its_engine_and_keeps_nothing(shell: Shell) -> None:
     shell.settings("[engine]\nenabled = 'always'")
     process = await shell.start("sutazai-trial", "--save")
@@ -246,6 +270,24 @@ async def test_an_interrupted_tuning_ends_its_engine_and_keeps_nothing(shell: Sh
 def _children(parent: int) -> list[int]:
     text = (Path("/proc") / str(parent) / "task" / str(parent) / "children").read_text()
     return [int(pid) for pid in text.split()]
+
+
+@real
+async def test_slots_that_memory_does_not_do_for_are_not_tried() -> None:
+    settings = Settings(engine=Engine(slots=1, threads=1))
+    [spec] = discover_models(settings.engine)
+    free_bytes = [GIB, 0]
+
+    async def nobody() -> None:
+        """Nobody needs the node."""
+
+    target = engine_target(spec, settings, this_machine(), free_bytes=lambda: free_bytes.pop(0), check=nobody)
+
+    async with target.subject.opened(target.start) as node:
+        assert (await node.probe()).slots == 1
+    with pytest.raises(EngineFault, match="Memory did not do for 16 slots"):
+        async with target.subject.opened(target.start._replace(slots=16)):
+            pass
 
 
 @real

@@ -27,7 +27,8 @@ from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.bootstrap import upkeep
 from sutazai.core.errors import StoreUnavailable
-from sutazai.core.task import Cancelled, Submitted, TaskDraft, TaskStatus, task_id
+from sutazai.core.task import Cancelled, Completed, Submitted, Task, TaskDraft, TaskStatus, task_id
+from sutazai.ports.tasks import Change, Start
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.secret import Secret
@@ -72,12 +73,24 @@ class Place:
         self.archived: dict[str, bytes] = {}
         self.is_full = False
         """The archive takes nothing."""
+        self.aside: dict[str, Sequence[str]] = {}
+        """Objects that were set aside, by part."""
         self.store = PostgresTaskStore(database, max_length=10_000, wall=lambda: self.now)
         self._made = 0
 
     def partitions(self, period: Period = "month", *, keep_days: float | None = None) -> Partitions:
         keep_s = None if keep_days is None else keep_days * DAY_S
-        return Partitions(self.database, period=period, keep_s=keep_s, archive=self.archive, wall=lambda: self.now)
+        return Partitions(
+            self.database,
+            period=period,
+            keep_s=keep_s,
+            archive=self.archive,
+            set_aside=self.set_aside,
+            wall=lambda: self.now,
+        )
+
+    async def set_aside(self, name: str, objects: Sequence[str]) -> None:
+        self.aside[name] = objects
 
     @asynccontextmanager
     async def archive(self, name: str) -> AsyncIterator[Writer]:
@@ -247,6 +260,20 @@ async def test_an_old_part_is_written_out_and_can_be_read_back(place: Place) -> 
     assert [f"task_{one.hex}" for one in ids] == sorted(old)
     await partitions.tend()
     assert await place.rows("archived_tasks_2026_03") == 19
+
+
+async def test_large_results_of_an_old_part_are_set_aside(place: Place) -> None:
+    for day in (1, 2):
+        task = await place.task(datetime(2026, 3, day, tzinfo=UTC), ends=False)
+        (begun,) = await place.store.begin([Start(task=task, may_take_over=False)], worker="w", delivery_limit=9)
+        assert isinstance(begun, Task)
+        event = Completed(1, "", result_object="t-acme/results/1/1-abc") if day == 1 else Completed(1, "1")
+        await place.store.change([Change(task=task, event=event)])
+
+    await place.partitions(keep_days=90).tend()
+
+    assert place.aside == {"tasks_2026_03": ["t-acme/results/1/1-abc"]}
+    assert await place.fetch("SELECT relname FROM pg_class WHERE relname LIKE '%2026_03'") == []
 
 
 async def test_rows_come_back_as_they_were(place: Place) -> None:

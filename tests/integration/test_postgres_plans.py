@@ -151,6 +151,7 @@ async def cases(connection: Any) -> Cases:
         ],
         "called_off": [[*one, [1]], [*many, [1] * size]],
         "past_deadline": [[NOW, 100], [BEGIN, 100]],
+        "waiting_of_tenant": [["t1", 10_000], ["nobody", 10_000], ["t1", 1]],
         "unfinished_children": [[ids[:1]], [ids]],
         "add_waits": [[new, ids, [True] * size]],
         "end_waits": [[ids[:1]], [ids]],

@@ -38,7 +38,8 @@ def refusal(error: SutazaiError) -> tuple[int, bytes]:
 
 
 def said(asked: Asked) -> Said:
-    return Said(text="", body={"id": f"chat-{asked.text}", "object": "chat.completion", "echo": asked.text})
+    body = {"id": f"chat-{asked.text}", "object": "chat.completion", "echo": asked.text}
+    return Said(text="", body=body, input_tokens=3, output_tokens=2)
 
 
 async def at_once(_: float) -> None:
@@ -144,6 +145,7 @@ async def test_the_files_hold_every_line_once_in_order_however_often_the_job_is_
     assert ids(output) == [f"c{number}" for number in range(120)]
     assert [line["response"]["body"]["echo"] for line in output] == [str(number) for number in range(120)]
     assert (result.total, result.completed, result.failed, result.error_file_id) == (120, 120, 0, None)
+    assert (result.input_tokens, result.output_tokens, result.model) == (360, 240, "m")
     assert len(await place.files.page("test", purpose="", after="", is_oldest_first=True, limit=10)) == 1
     assert not await place.objects.list("t-test/batches", limit=10)
 
@@ -176,7 +178,7 @@ async def test_a_job_that_breaks_off_while_it_writes_goes_on(call: int) -> None:
         await place.chunk(child, always=said)
         place.end(child)
     objects, files = place.objects, place.files
-    place.objects = BreaksAt(objects, {"get", "put", "delete", "list", "get_range"}, call)  # type: ignore[assignment]
+    place.objects = BreaksAt(objects, {"get", "put_stream", "delete", "list", "get_range"}, call)  # type: ignore[assignment]
     place.files = BreaksAt(files, {"get", "add"}, call)  # type: ignore[assignment]
 
     attempts = 0

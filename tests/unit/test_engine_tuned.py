@@ -104,6 +104,11 @@ def test_a_count_below_one_is_broken(tmp_path: Path, model: Path, field: str) ->
         read_tuned(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(EngineFault, match=r"a\.gguf/tuned\.json could not be written .* `database\.data_dir`"):
+        keep_tuned(model, entry(model))
+
+
 def test_files_are_told_apart_by_their_size_and_both_their_ends(tmp_path: Path) -> None:
     contents = [bytes(4 * MIB), bytes(4 * MIB + 1), b"x" + bytes(4 * MIB - 1), bytes(4 * MIB - 1) + b"x", b"", b"x"]
     digests = set()

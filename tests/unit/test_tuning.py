@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from sutazai.core.errors import EngineFault, NodeUnreachable, Overloaded, SutazaiError
+from sutazai.core.errors import EngineFault, NodeTimeout, NodeUnreachable, Overloaded, SutazaiError
 from sutazai.core.node import Node, NodeKind, NodeReport
 from sutazai.core.request import Head, Request, Usage
 from sutazai.gateway.tuning import Outcome, Subject, tune
@@ -38,6 +38,8 @@ class Bench:
     """Counts of slots with which every request fails."""
     needed_after: float = float("inf")
     """The number of samples after which others need the node."""
+    stuck_after: float = float("inf")
+    """The number of samples after which it answers nothing any more."""
     never_answers: bool = False
     tells_usage: bool = True
 
@@ -75,7 +77,7 @@ class SimulatedNode:
         bench, tuning = self._bench, self._tuning
         body = msgspec.json.decode(request.body, type=dict[str, object])
         bench.bodies.append(body)
-        if bench.never_answers:
+        if bench.never_answers or len(bench.samples) >= bench.stuck_after:
             return NoCall()
         if tuning.slots in bench.broken:
             reply.fail(NodeUnreachable("The connection was reset.", node="n1"))
@@ -175,11 +177,21 @@ async def test_a_node_that_others_need_is_left_to_them_at_once() -> None:
 
 
 async def test_when_the_time_is_up_the_best_of_what_was_measured_is_taken() -> None:
+    bench = Bench(stuck_after=REPEATS + 4)
+
+    outcome = await bench.tune(budget_s=0.2)
+
+    assert (outcome.best, outcome.is_complete, bench.open_now) == (Tuning(2, 1, 512), False, 0)
+    assert len(outcome.samples) == REPEATS + 4
+
+
+async def test_a_time_too_short_for_what_the_node_has_is_told() -> None:
     bench = Bench(never_answers=True)
 
-    outcome = await bench.tune(budget_s=0.01)
+    with pytest.raises(NodeTimeout, match=r"0\.01 s did not do for 3 samples of m\. Give it more time\."):
+        await bench.tune(budget_s=0.01)
 
-    assert (outcome.best, outcome.samples, outcome.is_complete, bench.open_now) == (START, [], False, 0)
+    assert bench.open_now == 0
 
 
 async def test_cancelled_it_leaves_nothing_open() -> None:

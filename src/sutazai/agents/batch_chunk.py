@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from sutazai.agents.batch_cancel import called_off_at
-from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines_in, packed
+from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines_in, packed, refused
 from sutazai.agents.batch_shapes import BATCH_CHUNK, Chunk, ChunkDone, ChunkKept, Part, file_at, folder_of
 from sutazai.agents.registry import agent
 from sutazai.core.errors import (
@@ -151,6 +151,8 @@ class _Work:
         good = sum(line.is_good for line in lines)
         kept.completed += good
         kept.failed += len(lines) - good
+        kept.input_tokens += sum(line.input_tokens for line in lines)
+        kept.output_tokens += sum(line.output_tokens for line in lines)
         await context.checkpoint(msgspec.to_builtins(kept))
         await context.progress(msgspec.to_builtins(ChunkDone(kept.completed, kept.failed)))
 
@@ -160,7 +162,7 @@ class _Work:
         for tries in range(1, TRIES + 1):
             try:
                 answer = await self._context.ask(self._given.endpoint, line.body)
-                return answered(self._batch, number, line, 200, answer.body)
+                return answered(self._batch, number, line, answer)
             except SutazaiError as error:
                 if isinstance(error, Cancelled):
                     return given_up(self._batch, number, line, "cancelled", error.message)
@@ -168,7 +170,7 @@ class _Work:
                     raise
                 if tries == TRIES or not _is_worth_a_try(error):
                     status, body = self._refusal(error)
-                    return answered(self._batch, number, line, status, body)
+                    return refused(self._batch, number, line, status, body)
                 told_s = getattr(error, "retry_after_s", 0.0)
             await self._pause(min(LONGEST_PAUSE_S, max(pause_s, told_s)))
             pause_s *= 2

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from sutazai.agents.batch_shapes import Complaint, Piece
 from sutazai.core.errors import BadRequest
 from sutazai.dialects.complaints import decoded, missing
-from sutazai.ports.agent import EMBEDDING
+from sutazai.ports.agent import EMBEDDING, Answer
 
 MAX_LINES = 50_000
 MAX_EMBEDDED = 50_000
@@ -36,7 +36,7 @@ class Line(Struct, frozen=True):
     body: dict[str, Any]
 
 
-class Answered(Struct, frozen=True, kw_only=True):
+class Answered(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came of a line."""
 
     number: int
@@ -45,6 +45,8 @@ class Answered(Struct, frozen=True, kw_only=True):
     """It goes into the output file, not into that of errors."""
     line: msgspec.Raw
     """As the file will hold it."""
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 class _Named(Struct):
@@ -68,10 +70,18 @@ class Scan:
         """Nothing that follows matters any more."""
         self._endpoint = endpoint
         self._embedded = 0
+        self._models: set[str] = set()
+        """Two of them at most."""
         self._seen: set[str] = set()
         self._rest = b""
         self._offset = 0
         self._number = 0
+
+    @property
+    def model(self) -> str | None:
+        """That all lines name; None where they name several, or none."""
+        (model,) = self._models if len(self._models) == 1 else ("",)
+        return model or None
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the file."""
@@ -136,6 +146,8 @@ class Scan:
             words = f"The custom_id {line.custom_id[:64]!r} stood in an earlier line too. Give each line its own."
             self._complain("duplicate_custom_id", words, param="custom_id")
         self._seen.add(line.custom_id)
+        if len(self._models) < 2:
+            self._models.add(str(line.body.get("model") or ""))
         if self._endpoint == EMBEDDING:
             self._embedded += _count(line.body.get("input"))
 
@@ -152,17 +164,25 @@ def lines_in(content: bytes, piece: Piece) -> Iterator[tuple[int, Line]]:
             yield number, decoded(_line, raw, under="line")
 
 
-def answered(batch: str, number: int, line: Line, status: int, body: bytes) -> Answered:
-    """A line that has an answer, or an error with a status; `body` is JSON on one line."""
+def answered(batch: str, number: int, line: Line, answer: Answer) -> Answered:
+    """A line that has an answer."""
+    done = refused(batch, number, line, 200, answer.body)
+    return msgspec.structs.replace(
+        done, is_good=True, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens
+    )
+
+
+def refused(batch: str, number: int, line: Line, status: int, body: bytes) -> Answered:
+    """A line that has an error with a status; `body` is JSON on one line."""
     named = msgspec.json.decode(body, type=_Named).id
     request_id = named if isinstance(named, str) and named else _id(batch, number)
     response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
-    return _written(batch, number, line, status == 200, response=response, error=None)
+    return _written(batch, number, line, response=response, error=None)
 
 
 def given_up(batch: str, number: int, line: Line, code: str, message: str) -> Answered:
     """A line that was not answered at all."""
-    return _written(batch, number, line, False, response=None, error={"code": code, "message": message})
+    return _written(batch, number, line, response=None, error={"code": code, "message": message})
 
 
 def packed(lines: list[Answered]) -> bytes:
@@ -175,9 +195,9 @@ def unpacked(content: bytes) -> list[Answered]:
     return [_answered.decode(one) for one in content.split(b"\n")]
 
 
-def _written(batch: str, number: int, line: Line, is_good: bool, **fields: object) -> Answered:
+def _written(batch: str, number: int, line: Line, **fields: object) -> Answered:
     told = {"id": _id(batch, number), "custom_id": line.custom_id, **fields}
-    return Answered(number=number, is_good=is_good, line=msgspec.Raw(_encode(told)))
+    return Answered(number=number, is_good=False, line=msgspec.Raw(_encode(told)))
 
 
 def _form_code(error: BadRequest) -> str:

@@ -54,6 +54,8 @@ class BatchProgress(Struct, frozen=True, kw_only=True):
     in_progress_at: int | None = None
     """Unix seconds, as all times in OpenAI's form."""
     finalizing_at: int | None = None
+    model: str | None = None
+    """That all lines name; None where they name several, or none."""
 
 
 class BatchResult(Struct, frozen=True, kw_only=True):
@@ -66,6 +68,9 @@ class BatchResult(Struct, frozen=True, kw_only=True):
     total: int = 0
     completed: int = 0
     failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model: str | None = None
     is_expired: bool = False
     """Some lines were not begun within the window."""
     cancelling_at: int | None = None
@@ -112,6 +117,9 @@ class ChunkKept(Struct):
     parts: list[Part] = field(default_factory=list)
     completed: int = 0
     failed: int = 0
+    input_tokens: int = 0
+    """Of the answers in the parts."""
+    output_tokens: int = 0
 
 
 class ChunkDone(Struct, frozen=True):

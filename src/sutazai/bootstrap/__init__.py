@@ -72,6 +72,7 @@ from sutazai.ports.nodes import NodeClient
 from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
@@ -178,7 +179,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             wall=lambda: datetime.now(UTC),
         )
 
-        task_edge = make_task_edge(settings, stores, agents, web)
+        task_edge = make_task_edge(settings, stores, agents, web, gatekeeper)
 
         def is_ready() -> tuple[bool, str]:
             if server.unready:
@@ -214,6 +215,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             files=stores.files,
             objects=objects,
             marks=stores.marks,
+            results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -279,7 +281,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 allowance=lambda tenant, user: gatekeeper.caller_for(tenant, user).allowance,
                 usual=lambda: pipeline.typed.choice() or min(fleet.listed_models(), default=""),
             )
-            worker = make_worker(settings, stores, task_queue.queue, agents, models)
+            worker = make_worker(settings, stores, task_queue.queue, agents, models, objects)
             group(worker.run, "do tasks")
             stack.push_async_callback(_drained, worker)
         await server.serve()

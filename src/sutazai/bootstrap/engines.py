@@ -44,7 +44,7 @@ async def start_engines(
     Raises `EngineFault`, but not for the trial model: without it there is still a gateway, only nothing to try.
     """
     try:
-        specs = await asyncio.to_thread(_specs, settings.engine, data_dir)
+        specs = await asyncio.to_thread(engine_specs, settings.engine, data_dir, _log_untuned)
         for spec in specs:
             await _start_engine(spec, settings, stack, fleet, membership, group)
     except EngineFault as fault:
@@ -55,14 +55,22 @@ async def start_engines(
     return "" if settings.engine.models else specs[0].name
 
 
-def _specs(settings: Engine, data_dir: Path) -> Sequence[EngineSpec]:
-    """With what `sutazai nodes tune --save` kept; without, where that cannot be read. Blocks."""
+def engine_specs(settings: Engine, data_dir: Path, warn: Callable[[str], None]) -> Sequence[EngineSpec]:
+    """
+    What to serve, with what `sutazai nodes tune --save` kept; without, where that cannot be read, and `warn` says why.
+
+    Blocks. Raises `EngineFault`.
+    """
     tuned: Sequence[Tuned] = ()
     try:
         tuned = read_tuned(data_dir)
     except EngineFault as fault:
-        log.warning("the engine runs untuned", why=fault.message)
+        warn(fault.message)
     return discover_models(settings, tuned)
+
+
+def _log_untuned(why: str) -> None:
+    log.warning("the engine runs untuned", why=why)
 
 
 async def _start_engine(

@@ -41,6 +41,7 @@ from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.depths import Depths
 from sutazai.tasks.relay import Relay
+from sutazai.tasks.results import Results
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
 
@@ -118,7 +119,12 @@ async def begin_queue(
 
 
 def make_worker(
-    settings: Settings, stores: Stores, queue: Queue, agents: Mapping[str, Agent], models: Models
+    settings: Settings,
+    stores: Stores,
+    queue: Queue,
+    agents: Mapping[str, Agent],
+    models: Models,
+    objects: ObjectStore,
 ) -> Worker:
     """A worker as the settings say. Raises `SettingsError` where they name an agent that is not there."""
     mine = frozenset(settings.tasks.agents) or frozenset(agents)
@@ -131,6 +137,7 @@ def make_worker(
         models=models,
         messages=stores.messages,
         agents=agents,
+        results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
         default_model=settings.tasks.model,
         wall=_now,
     )
@@ -179,7 +186,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
         )
-        yield make_worker(settings, stores, queue.queue, agents, models)
+        yield make_worker(settings, stores, queue.queue, agents, models, objects)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -8,7 +8,7 @@ requests they take at once is ours to choose.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -139,7 +139,7 @@ def node_target(
             batch_tokens=_axis(BATCHES if is_ollama else (), start.batch_tokens),
         ),
         start=start,
-        settings_lines=lambda best: _node_lines(wanted, model, best),
+        settings_lines=lambda best: _node_lines(wanted, model, best, options),
     )
 
 
@@ -204,10 +204,16 @@ def _load_options(tuning: Tuning) -> dict[str, int]:
     return {name: value for name, value in options.items() if value}
 
 
-def _node_lines(wanted: Wanted, model: str, best: Tuning) -> str:
+def _node_lines(wanted: Wanted, model: str, best: Tuning, options: Mapping[str, int | float | bool]) -> str:
     node = wanted.node
-    lines = f'[[nodes]]\nurl = "{node.url}"\nkind = "{node.kind.value}"\nname = "{node.name}"\nslots = {best.slots}'
-    if node.kind is not NodeKind.OLLAMA:
-        return lines
-    options = "\n".join(f"{name} = {value}" for name, value in _load_options(best).items())
-    return f"{lines}\n\n[models.{msgspec.json.encode(model).decode()}.load_options]\n{options}"
+    lines = ["[[nodes]]", f"url = {_toml(node.url)}", f"kind = {_toml(node.kind.value)}", f"name = {_toml(node.name)}"]
+    lines.append(f"slots = {best.slots}")
+    if node.kind is NodeKind.OLLAMA:
+        lines += ["", f"[models.{_toml(model)}.load_options]"]
+        lines += [f"{name} = {_toml(value)}" for name, value in {**options, **_load_options(best)}.items()]
+    return "\n".join(lines)
+
+
+def _toml(value: str | float) -> str:
+    """A value in TOML, where texts, numbers and truth are written as in JSON."""
+    return msgspec.json.encode(value).decode()

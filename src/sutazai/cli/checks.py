@@ -137,16 +137,22 @@ def engine(settings: Engine) -> Finding:
 
 def tuning(settings: Engine, folder: Path) -> Finding | None:
     """
-    Whether the models that are named were tuned on this machine as it is now; None where none is named.
+    Whether the models that are named were tuned on this machine as it is now.
 
-    `folder` as in `database.data_dir`.
+    None where none is named, all is set by hand, or `engine` has something to say of the models. `folder` as in
+    `database.data_dir`.
     """
-    if settings.enabled == "never" or not settings.models:
+    is_by_hand = settings.slots and settings.threads and settings.batch_tokens
+    if settings.enabled == "never" or not settings.models or is_by_hand:
         return None
     try:
-        tuned, specs = read_tuned(folder), discover_models(settings)
+        tuned = read_tuned(folder)
     except EngineFault as error:
-        return Finding("tuning", Level.WARN, error.message, "Until then the engine runs with its defaults.")
+        return Finding("tuning", Level.WARN, error.message, "Until then the engine runs untuned.")
+    try:
+        specs = discover_models(settings)
+    except EngineFault:
+        return None
     here = this_machine()
     untuned = [spec for spec in specs if tuning_of(spec.model_path, here, tuned) is None]
     if not untuned:

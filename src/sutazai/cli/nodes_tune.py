@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import exp, inf
@@ -20,9 +20,10 @@ import msgspec
 import uvloop
 
 from sutazai.adapters.llamacpp.machine import this_machine
-from sutazai.adapters.llamacpp.spec import EngineSpec, discover_models
-from sutazai.adapters.llamacpp.tuned import Tuned, keep_tuned, model_digest, read_tuned
+from sutazai.adapters.llamacpp.spec import EngineSpec
+from sutazai.adapters.llamacpp.tuned import Tuned, keep_tuned, model_digest
 from sutazai.bootstrap import connector
+from sutazai.bootstrap.engines import engine_specs
 from sutazai.bootstrap.rules import Live, sources
 from sutazai.bootstrap.tuning import Target, engine_target, node_target
 from sutazai.cli.checks import available_bytes
@@ -44,6 +45,7 @@ HEADS = ("SLOTS", "THREADS", "BATCH", "ANSWERS TOKENS/S", "PROMPTS TOKENS/S", "S
 BAR_CHARACTERS = 20
 PATH = "/admin/nodes"
 LEAST_BUDGET_S = 5.0
+MOST_CORES = 4096
 RETRY_S = 60.0
 
 
@@ -111,11 +113,13 @@ def tune(
     async def work() -> int:
         if not LEAST_BUDGET_S <= budget_s < inf:  # a NaN is in no range
             raise BadRequest(f"A budget of {budget_s:g} s cannot be. Give at least {LEAST_BUDGET_S:g}.")
+        if cores is not None and not 1 <= cores <= MOST_CORES:
+            raise BadRequest(f"{cores} cores cannot be. Give how many the node's machine has.")
         settings = load(find(os.environ, Path.cwd()), os.environ)
         folder = data_dir(settings, os.environ, os.geteuid() == 0)
         gateway = None if force else _gateway(settings, url)
         try:
-            found = await _find(name, model, cores, settings, folder, gateway)
+            found = await _find(name, model, cores, settings, folder, gateway, force=force)
             if save and found.spec is None:
                 raise BadRequest(
                     "`--save` was for the embedded engine alone. Measure without, and put what is printed into the "
@@ -128,21 +132,38 @@ def tune(
         finally:
             if gateway is not None:
                 gateway.close()
-        kept = await asyncio.to_thread(_keep, found.spec, outcome.best, folder) if save and found.spec else None
+        kept: Path | EngineFault | None = None
+        if save and found.spec is not None:
+            try:
+                kept = await asyncio.to_thread(_keep, found.spec, outcome.best, folder)
+            except EngineFault as fault:
+                kept = fault  # what was measured is told first, for it took a while
         if json:
             print_json(_plain(name, found.target, outcome, kept))
         else:
             _print(found, outcome, kept, settings.engine)
+        if isinstance(kept, EngineFault):
+            raise kept
         return 0
 
     return guarded(lambda: uvloop.run(work()))
 
 
 async def _find(
-    name: str, model: str | None, cores: int | None, settings: Settings, folder: Path, gateway: GatewayClient | None
+    name: str,
+    model: str | None,
+    cores: int | None,
+    settings: Settings,
+    folder: Path,
+    gateway: GatewayClient | None,
+    *,
+    force: bool,
 ) -> _Found:
     """What is called that. Raises `BadRequest`, `UnknownModel` or a fault of the node."""
-    specs = await asyncio.to_thread(_specs, settings.engine, folder)
+    specs: Mapping[str, EngineSpec] = {}
+    if settings.engine.enabled != "never":
+        found_specs = await asyncio.to_thread(engine_specs, settings.engine, folder, complain)
+        specs = {spec.name: spec for spec in found_specs}
     known = sources(settings, os.environ)
     nodes = {entry.node.name: entry for entry in known.listed}
     if known.ollama is not None and not nodes:
@@ -164,11 +185,17 @@ async def _find(
         close = nearest(name, [*nodes, *specs])
         hint = f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join([*nodes, *specs])}."
         raise BadRequest(f"No node was called {name[:200]!r}. {hint}")
-    return _Found(target=await _node(nodes[name], model, cores, settings, gateway), spec=None)
+    return _Found(target=await _node(nodes[name], model, cores, settings, gateway, force=force), spec=None)
 
 
 async def _node(
-    entry: Wanted, model: str | None, cores: int | None, settings: Settings, gateway: GatewayClient | None
+    entry: Wanted,
+    model: str | None,
+    cores: int | None,
+    settings: Settings,
+    gateway: GatewayClient | None,
+    *,
+    force: bool,
 ) -> Target:
     node = entry.node
     client = connector(Live(settings))(node, entry.api_key)
@@ -180,7 +207,7 @@ async def _node(
     finally:
         await client.close()
     busy = (report.running or 0) + (report.waiting or 0)
-    if busy and gateway is not None:
+    if busy and not force:
         raise _busy(node.name, busy)
     host = urlsplit(node.url).hostname or ""
     return node_target(
@@ -208,17 +235,6 @@ def _model(node: Node, report: NodeReport, wanted: str | None) -> str:
     if not offered:
         raise BadRequest(f"{node.name} had no model. `sutazai models pull` fetches one.")
     raise BadRequest(f"{node.name} had {len(offered)} models. Choose with `--model`: {', '.join(offered[:20])}.")
-
-
-def _specs(settings: Engine, folder: Path) -> Mapping[str, EngineSpec]:
-    if settings.enabled == "never":
-        return {}
-    tuned: Sequence[Tuned] = ()
-    try:
-        tuned = read_tuned(folder)
-    except EngineFault as fault:
-        complain(fault.message)
-    return {spec.name: spec for spec in discover_models(settings, tuned)}
 
 
 # others who use the node
@@ -250,9 +266,9 @@ async def _check(gateway: GatewayClient | None, is_ours: Callable[[_Row], bool])
 
 
 def _busy(name: str, count: int) -> Overloaded:
-    requests = "a request" if count == 1 else f"{count} requests"
     return Overloaded(
-        f"{name} worked on {requests} of others, which measuring would slow. Try again later, or add `--force`.",
+        f"{name} worked on {_counted(count, 'request')} of others, which measuring would slow. "
+        "Try again later, or add `--force`.",
         retry_after_s=RETRY_S,
     )
 
@@ -295,9 +311,17 @@ def _keep(spec: EngineSpec, best: Tuning, folder: Path) -> Path:
 
 
 def _words(tuning: Tuning) -> str:
-    slots, threads, batch_tokens = tuning
-    words = [f"{slots} slots"] + [f"{threads} threads"] * bool(threads) + [f"batch {batch_tokens}"] * bool(batch_tokens)
+    """Without what is left to the node."""
+    words = [_counted(tuning.slots, "slot")]
+    if tuning.threads:
+        words.append(_counted(tuning.threads, "thread"))
+    if tuning.batch_tokens:
+        words.append(f"batch {tuning.batch_tokens}")
     return ", ".join(words)
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' if count != 1 else ''}"
 
 
 def _print_plan(name: str, target: Target, *, as_json: bool) -> None:
@@ -312,7 +336,7 @@ def _print_plan(name: str, target: Target, *, as_json: bool) -> None:
     )
 
 
-def _print(found: _Found, outcome: Outcome, kept: Path | None, engine: Engine) -> None:
+def _print(found: _Found, outcome: Outcome, kept: Path | EngineFault | None, engine: Engine) -> None:
     target, best = found.target, outcome.best
     print_table(HEADS, _rows(outcome))
     if not outcome.is_complete:
@@ -322,7 +346,7 @@ def _print(found: _Found, outcome: Outcome, kept: Path | None, engine: Engine) -
     if best == outcome.start:
         sys.stdout.write("\nNothing was faster than what it has.\n")
     sys.stdout.write(f"\n{target.settings_lines(best)}\n")
-    if kept is None:
+    if not isinstance(kept, Path):
         return
     sys.stdout.write(f"\nKept in {kept}; the next start of `sutazai up` takes it.\n")
     if by_hand := [field for field in Tuning._fields if getattr(engine, field)]:
@@ -350,7 +374,7 @@ def _rows(outcome: Outcome) -> list[list[Cell]]:
     ]
 
 
-def _plain(name: str, target: Target, outcome: Outcome, kept: Path | None) -> dict[str, object]:
+def _plain(name: str, target: Target, outcome: Outcome, kept: Path | EngineFault | None) -> dict[str, object]:
     return {
         "node": name,
         "model": target.subject.model,
@@ -363,5 +387,5 @@ def _plain(name: str, target: Target, outcome: Outcome, kept: Path | None) -> di
             for sample in outcome.samples
         ],
         "settings": target.settings_lines(outcome.best),
-        "kept_in": None if kept is None else str(kept),
+        "kept_in": str(kept) if isinstance(kept, Path) else None,
     }

@@ -27,11 +27,13 @@ from sutazai.core.errors import BadRequest, Conflict, NotFound
 from sutazai.core.mark import Mark
 from sutazai.core.request import Priority
 from sutazai.core.task import PREFIX, FailureReason, Task, TaskStatus, is_task_id, uuid_of
+from sutazai.edge.files import PURPOSE
 from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.tasks import page_size
 from sutazai.ports.agent import ENDPOINTS
+from sutazai.ports.files import FileStore
 from sutazai.ports.tasks import TaskFilter
 from sutazai.tasks.submit import Submitter, Wanted
 
@@ -47,18 +49,14 @@ def routes(pool: Pool) -> list[Address]:
         by = _submitter(http)
         job = await body_as(http, _JOB)
         _check(job)
-        if await pool.files.get(by.tenant, job.input_file_id) is None:
-            raise BadRequest(
-                f"input_file_id named {job.input_file_id}, which is no file here. Upload it first.",
-                where="input_file_id",
-            )
+        await _check_file(pool.files, by.tenant, job.input_file_id)
         wanted = Wanted(
             agent=BATCH,
             input=msgspec.json.encode(job),
             priority=Priority.LOW,
             idempotency_key=http.headers.get("idempotency-key", ""),
         )
-        return json_reply(told(await pool.submission.submit(wanted, by)))
+        return await now(await pool.results.whole(await pool.submission.submit(wanted, by)))
 
     async def listed(http: HttpRequest) -> Response:
         tenant, query = _submitter(http).tenant, http.query_params
@@ -67,7 +65,8 @@ def routes(pool: Pool) -> list[Address]:
         if after and not before:
             raise BadRequest("after was no id of a batch job.", where="after")
         found = await store.page(tenant, TaskFilter(agent=BATCH), before=before, limit=limit + 1, seen=mark_in(http))
-        page = [told(task, cancelling_at=await cancelling_at(task)) for task in found[:limit]]
+        tasks = await pool.results.several(found[:limit])
+        page = [told(task, cancelling_at=await cancelling_at(task)) for task in tasks]
         ids = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, **ids})
 
@@ -96,7 +95,7 @@ def routes(pool: Pool) -> list[Address]:
         task = await store.get(tenant, task_id, seen=seen) if (task_id := _task_id(asked)) else None
         if task is None or task.draft.agent != BATCH:
             raise NotFound(f"No batch job is {asked[:64]!r} here; `GET /v1/batches` lists those that are.")
-        return task
+        return await pool.results.whole(task)
 
     async def now(task: Task, seen: Mark | None = None) -> Response:
         """The batch job with what its chunks have done by now."""
@@ -116,6 +115,20 @@ def routes(pool: Pool) -> list[Address]:
         resource("/v1/batches/{batch_id}", GET=one),
         Address("/v1/batches/{batch_id}/cancel", cancel, methods=["POST"]),
     ]
+
+
+async def _check_file(files: FileStore, tenant: str, file_id: str) -> None:
+    """Raises `BadRequest` where the tenant has no such file, or keeps it for something else."""
+    file = await files.get(tenant, file_id)
+    if file is None:
+        raise BadRequest(
+            f"input_file_id named {file_id}, which is no file here. Upload it first.", where="input_file_id"
+        )
+    if file.purpose != PURPOSE:
+        raise BadRequest(
+            f"input_file_id named {file.id}, whose purpose is `{file.purpose}`. Upload the lines as `{PURPOSE}`.",
+            where="input_file_id",
+        )
 
 
 def told(task: Task, chunks: Sequence[ChunkDone] = (), *, cancelling_at: int | None = None) -> dict[str, Any]:
@@ -148,6 +161,8 @@ def told(task: Task, chunks: Sequence[ChunkDone] = (), *, cancelling_at: int | N
         **{f"{end}_at": _seconds(task.ended_at) if status == end else None for end in _ENDS},
         "request_counts": counts,
         "metadata": job.metadata,
+        "model": result.model or progress.model,
+        "usage": _usage(result) if task.status is TaskStatus.COMPLETED else None,
     }
 
 
@@ -173,6 +188,16 @@ def _errors(task: Task, result: BatchResult) -> list[Complaint]:
         code = FailureReason.ERROR if task.reason is None else task.reason
         return [Complaint(code=code.value, message=task.error or "The batch job was given up.")]
     return result.errors
+
+
+def _usage(result: BatchResult) -> dict[str, Any]:
+    return {
+        "input_tokens": result.input_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": result.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": result.input_tokens + result.output_tokens,
+    }
 
 
 def _job(task: Task) -> BatchJob:

@@ -71,7 +71,11 @@ LIMITS: Schema = {
     },
 }
 TENANT_BODY: Schema = _body(
-    [], weight={"type": "number", "exclusiveMinimum": 0, "maximum": 1000}, priority=PRIORITY, limits=LIMITS
+    [],
+    weight={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+    priority=PRIORITY,
+    limits=LIMITS,
+    waiting_tasks=COUNT,
 )
 KEY_BODY: Schema = _body(
     ["name"],

@@ -26,6 +26,7 @@ from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.tasks.recurring import Recurring
+from sutazai.tasks.results import Results
 from sutazai.tasks.submit import Submission
 from sutazai.tasks.watch import Watch
 from sutazai.telemetry.metrics import Metrics
@@ -64,6 +65,7 @@ class Pool:
     files: FileStore
     objects: ObjectStore
     marks: Marks
+    results: Results
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

@@ -38,7 +38,7 @@ def routes(pool: Pool) -> list[Address]:
         by = submitter(http)
         body = await body_as(http, _TASK)
         task = await pool.submission.submit(body.wanted(header_key=http.headers.get("idempotency-key", "")), by)
-        reply = json_reply(told_task(task), status=202)
+        reply = await told(task, status=202)
         reply.headers["location"] = f"/v1/tasks/{task.id}"
         return reply
 
@@ -54,15 +54,15 @@ def routes(pool: Pool) -> list[Address]:
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, "last_id": last_id})
 
     async def one(http: HttpRequest) -> Response:
-        return json_reply(told_task(await wanted(http, mark_in(http))))
+        return await told(await wanted(http, mark_in(http)))
 
     async def cancel(http: HttpRequest) -> Response:
         task_id = http.path_params["task_id"]
-        return json_reply(told_task(_there(await store.cancel(submitter(http).tenant, task_id), task_id)))
+        return await told(_there(await store.cancel(submitter(http).tenant, task_id), task_id))
 
     async def retry(http: HttpRequest) -> Response:
         task_id = http.path_params["task_id"]
-        return json_reply(told_task(_there(await store.requeue(submitter(http).tenant, task_id), task_id)), status=202)
+        return await told(_there(await store.requeue(submitter(http).tenant, task_id), task_id), status=202)
 
     async def events(http: HttpRequest) -> Response:
         seen = _last_event(http.headers.get("last-event-id", ""))
@@ -73,6 +73,9 @@ def routes(pool: Pool) -> list[Address]:
             return Response(media_type=EVENT_STREAM.decode())
         seen = min(seen, task.version)
         return EventReply(task, store, pool.watch, pool.marks, seen=seen, keep_alive_s=pool.keep_alive_s())
+
+    async def told(task: Task, *, status: int = 200) -> Response:
+        return json_reply(told_task(await pool.results.whole(task)), status=status)
 
     async def wanted(http: HttpRequest, seen: Mark | None = None) -> Task:
         """The task in the address. Raises `NotFound`, also for one of another tenant."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sutazai.core.errors import EngineFault, NodeFault
+from sutazai.core.errors import EngineFault, NodeFault, NodeTimeout
 from sutazai.core.request import Endpoint, Request, Usage
 from sutazai.gateway.pulled import Pulled
-from sutazai.policy.tuning import Grid, Sample, Tuning, choose, search
+from sutazai.policy.tuning import REPEATS, Grid, Sample, Tuning, choose, search
 from sutazai.ports.nodes import NodeClient
 
 ANSWERS_S, PROMPT_S = 3.0, 1.5
@@ -83,13 +83,13 @@ async def tune(
         clock: monotonic seconds.
         note: called with each sample.
 
-    Raises `NodeFault` or `EngineFault` where the node fails in the tuning that it has; one that fails in another is
-    merely not chosen. Cancelled, it leaves nothing under way.
+    Raises `NodeFault` or `EngineFault` where the node fails in the tuning that it has, or is not even measured in that
+    within the time; one that fails in another is merely not chosen. Cancelled, it leaves nothing under way.
     """
     course = _Course(search(grid, start), note)
     work: Work | None = None
     try:
-        async with asyncio.timeout(budget_s):
+        async with asyncio.timeout(budget_s) as budget:
             while (tuning := course.wanted) is not None:
                 try:
                     async with subject.opened(tuning) as node:
@@ -104,7 +104,11 @@ async def tune(
                         raise
                     course.take(Sample(tuning=tuning, generated_per_s=0, prompt_per_s=0))
     except TimeoutError:
-        pass
+        if not budget.expired():
+            raise
+    if len(course.samples) < REPEATS:
+        name = subject.model
+        raise NodeTimeout(f"{budget_s:g} s did not do for {REPEATS} samples of {name}. Give it more time.", node=name)
     return Outcome(
         start=start, best=choose(course.samples, start), samples=course.samples, is_complete=course.wanted is None
     )

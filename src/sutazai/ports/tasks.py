@@ -65,6 +65,9 @@ class TaskStore(Protocol):
         tenant does not have.
         """
 
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        """Tasks of a tenant that were not started, or are to be started again, counted up to so many."""
+
     async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         """One task; None also for one of another tenant. `seen` is as in `ports/marks.py`."""
 

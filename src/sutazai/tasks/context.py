@@ -15,6 +15,7 @@ from sutazai.core.task import Checkpointed, Progressed, Task, TaskDraft
 from sutazai.ports.agent import Agent, Answer, Models, Pausing, Said
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.tasks import Change, TaskStore
+from sutazai.tasks.results import Results
 
 MAX_CHECKPOINT_BYTES = 1024 * 1024
 MAX_CHILDREN = 1000
@@ -29,6 +30,7 @@ class Surroundings:
     models: Models
     messages: MessageStore
     agents: Mapping[str, Agent]
+    results: Results
     default_model: str
     """Empty: the gateway's choice."""
     wall: Callable[[], datetime]
@@ -120,7 +122,7 @@ class Attempt:
         if missing:
             raise BadRequest(f"The task waited for {missing[0][:64]!r}, which is not there.")
         if all(task.status.is_end for task in found.values()):
-            return [found[task_id] for task_id in ids]
+            return await self._around.results.several([found[task_id] for task_id in ids])
         self.waits_for = tuple(dict.fromkeys(ids))
         raise Pausing
 

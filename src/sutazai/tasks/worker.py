@@ -163,9 +163,8 @@ class Worker:
 
     async def _take_some(self, consumer: Consumer, reading: Reading, attempts: asyncio.TaskGroup) -> None:
         """Begin what comes, or return when the worker is to stop."""
-        await reading.room.wait()
         stopping = asyncio.create_task(self._stopping.wait(), name="wait for the end")
-        taking = asyncio.create_task(_taken(consumer, reading.room.count), name="take deliveries")
+        taking = asyncio.create_task(_taken(consumer, reading.room), name="take deliveries")
         try:
             await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
@@ -254,7 +253,7 @@ class Worker:
         if agent.name not in self._mine:
             return HandedBack(task.deliveries, self._around.wall() + NOT_MINE_PAUSE)
         async with self._places[agent.name]:
-            return await ended_of(running, agent, self._around.wall, self._random)
+            return await ended_of(running, agent, self._around, self._random)
 
     # ending
 
@@ -337,8 +336,9 @@ class Worker:
                 await room.wait_all()
 
 
-async def _taken(consumer: Consumer, at_most: int) -> Sequence[Delivery]:
-    return await consumer.take(at_most)
+async def _taken(consumer: Consumer, room: Room) -> Sequence[Delivery]:
+    await room.wait()
+    return await consumer.take(room.count)
 
 
 async def _sleep(pause_s: float, unless: asyncio.Event) -> None:

@@ -102,6 +102,12 @@ class MemoryTaskStore:
             turn.wait(new, open_, needs_success=True)
         return turn.tasks[new]
 
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        self._check()
+        unstarted = {TaskStatus.WAITING, TaskStatus.PENDING}
+        found = [one for one in self._tasks.values() if one.draft.tenant == tenant and one.status in unstarted]
+        return min(len(found), at_most)
+
     async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         found = await self.several(tenant, [task_id])
         return found[0] if found else None

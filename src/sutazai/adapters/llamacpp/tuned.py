@@ -7,6 +7,7 @@ file that cannot be read is reported by whoever reads it, and passed over: the e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -61,7 +62,11 @@ def read_tuned(folder: Path) -> Sequence[Tuned]:
 
 
 def keep_tuned(folder: Path, entry: Tuned) -> Path:
-    """Put the entry in the place of an older one for this model and machine; a broken file is replaced."""
+    """
+    Put the entry in the place of an older one for this model and machine; a broken file is replaced.
+
+    Raises `EngineFault` where nothing can be written.
+    """
     try:
         before = read_tuned(folder)
     except EngineFault:
@@ -69,9 +74,14 @@ def keep_tuned(folder: Path, entry: Tuned) -> Path:
     others = [one for one in before if (one.model_digest, one.machine) != (entry.model_digest, entry.machine)]
     kept = _File(engines=(*others, entry)[-MOST_ENTRIES:])
     path, draft = folder / NAME, folder / f"{NAME}.{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
-    draft.replace(path)  # a reader sees the file of before or the whole new one
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+        draft.replace(path)  # a reader sees the file of before or the whole new one
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise EngineFault(f"{path} could not be written ({error.strerror}). Check `database.data_dir`.") from error
     return path
 
 

@@ -61,6 +61,10 @@ def check_tenant(tenant: Tenant) -> None:
         raise BadRequest(
             f"The weight was {tenant.weight}. Give a number above 0 and up to {MAX_WEIGHT:g}.", where="weight"
         )
+    if not 0 <= (tenant.waiting_tasks or 0) <= MAX_COUNT:
+        raise BadRequest(
+            f"The waiting tasks were {tenant.waiting_tasks}. Give a number from 0 to 2^53.", where="waiting_tasks"
+        )
     check_limits(tenant.limits)
     if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", tenant.region):
         raise BadRequest(

@@ -32,6 +32,8 @@ Period = Literal["month", "quarter"]
 Writer = Callable[[bytes], Awaitable[None]]
 Archive = Callable[[str], AbstractAsyncContextManager[Writer]]
 """Opens a file of that name for writing; whatever was written is kept safely once its context has ended well."""
+SetAside = Callable[[str, Sequence[str]], Awaitable[None]]
+"""Takes objects that rows of the part of that name speak of out of the way; may be repeated."""
 
 TABLES = ("tasks", "events")
 AHEAD = 2
@@ -122,17 +124,20 @@ class Partitions:
         period: Period = "month",
         keep_s: float | None = None,
         archive: Archive | None = None,
+        set_aside: SetAside | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
         Args:
             keep_s: parts that ended longer ago are taken out; None = all stay.
             archive: where they are written; without it none is taken out.
+            set_aside: what becomes of the large results of their tasks; None leaves them.
         """
         self._database = database
         self._period = period
         self._keep_s = keep_s
         self._archive = archive
+        self._set_aside = set_aside
         self._wall = wall
 
     async def run(self) -> None:
@@ -294,6 +299,12 @@ class Partitions:
 
                 done = await connection.copy_from_table(name, output=pack, format="csv", header=True, timeout=EXPORT_S)
                 await write(packer.flush())
+            if self._set_aside is not None and name.startswith("tasks_"):
+                rows = await connection.fetch(
+                    f"SELECT result_object FROM {name} WHERE result_object <> ''",  # noqa: S608
+                    timeout=EXPORT_S,
+                )
+                await self._set_aside(name, [row["result_object"] for row in rows])
             await connection.execute(f"DROP TABLE {name}")
         log.info("partition written out", name=name, rows=int(done.split()[-1]))
 

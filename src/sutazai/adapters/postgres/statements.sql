@@ -32,20 +32,20 @@ SELECT md5(concat(
 ))
 
 -- name: all_tenants
-SELECT name, weight, priority, limits, region FROM tenants ORDER BY name
+SELECT name, weight, priority, limits, region, waiting_tasks FROM tenants ORDER BY name
 
 -- name: lock_tenant
 -- What it is before it changes; a row that is not there cannot be locked, the last of two that define it wins.
-SELECT name, weight, priority, limits, region FROM tenants WHERE name = $1 FOR UPDATE
+SELECT name, weight, priority, limits, region, waiting_tasks FROM tenants WHERE name = $1 FOR UPDATE
 
 -- name: set_tenant
-INSERT INTO tenants (name, weight, priority, limits, region)
-VALUES ($1, $2, $3, $4::jsonb, $5)
+INSERT INTO tenants (name, weight, priority, limits, region, waiting_tasks)
+VALUES ($1, $2, $3, $4::jsonb, $5, $6)
 ON CONFLICT (name) DO UPDATE SET weight = excluded.weight, priority = excluded.priority, limits = excluded.limits,
-    region = excluded.region
+    region = excluded.region, waiting_tasks = excluded.waiting_tasks
 
 -- name: delete_tenant
-DELETE FROM tenants WHERE name = $1 RETURNING name, weight, priority, limits, region
+DELETE FROM tenants WHERE name = $1 RETURNING name, weight, priority, limits, region, waiting_tasks
 
 -- name: add_audit
 -- The trigger of the table fills in what is not given.

@@ -94,6 +94,11 @@ WHERE deadline <= $1 AND status IN ('waiting', 'pending')
 ORDER BY deadline
 LIMIT $2
 
+-- name: waiting_of_tenant
+SELECT count(*) FROM (
+    SELECT FROM tasks WHERE tenant = $1 AND status IN ('waiting', 'pending') AND deleted_at IS NULL LIMIT $2
+) AS waiting
+
 -- name: unfinished_children
 SELECT id FROM tasks
 WHERE parent = ANY ($1::uuid[]) AND status IN ('waiting', 'pending', 'processing')

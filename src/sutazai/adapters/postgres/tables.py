@@ -98,6 +98,7 @@ tenants = Table(
     _given("priority", Text),
     _given("limits", JSONB),
     _given("region", Text, server_default=text("''")),
+    Column("waiting_tasks", BigInteger),
 )
 
 Table(
@@ -220,6 +221,11 @@ Index(
 )
 Index("idx_tasks_user_status", tasks.c.user_id, tasks.c.status, postgresql_where=text("deleted_at IS NULL"))
 Index("idx_tasks_tenant", tasks.c.tenant, tasks.c.id, postgresql_where=text("deleted_at IS NULL"))
+Index(
+    "idx_tasks_tenant_unstarted",
+    tasks.c.tenant,
+    postgresql_where=text("status IN ('waiting', 'pending') AND deleted_at IS NULL"),
+)
 Index("idx_tasks_parent", tasks.c.parent, postgresql_where=text("parent IS NOT NULL"))
 Index(
     "idx_tasks_deadline",

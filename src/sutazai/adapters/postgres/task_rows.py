@@ -10,11 +10,11 @@ import msgspec
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.core.mark import Mark
-from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, id_of, is_task_id, uuid_of
+from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, digits_of, id_of, is_task_id
 from sutazai.ports.task_events import KeptEvent
 
 Columns = list[list[Any]]
-"""Arrays for `unnest`, one a column."""
+"""Arrays for `unnest`, one a column. Ids are given as their digits, which the driver reads faster than a UUID."""
 
 _draft = msgspec.json.Decoder(TaskDraft)
 _encoder = msgspec.json.Encoder()
@@ -56,7 +56,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
     """For `insert_tasks`."""
     drafts = [task.draft for task in tasks]
     return [
-        [uuid_of(task.id) for task in tasks],
+        [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],
         [draft.tenant for draft in drafts],
         [draft.user for draft in drafts],
@@ -64,7 +64,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
         [draft.queue for draft in drafts],
         [task.status.value for task in tasks],
         [draft.priority.value for draft in drafts],
-        [uuid_of(draft.parent) if draft.parent else None for draft in drafts],
+        [digits_of(draft.parent) if draft.parent else None for draft in drafts],
         [_encoder.encode(draft).decode() for draft in drafts],
         [task.version for task in tasks],
         [task.waits_for for task in tasks],
@@ -79,7 +79,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
 def changed_rows(tasks: Sequence[Task]) -> Columns:
     """For `save_tasks`."""
     return [
-        [uuid_of(task.id) for task in tasks],
+        [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],
         [task.version for task in tasks],
         [task.status.value for task in tasks],
@@ -105,7 +105,7 @@ def changed_rows(tasks: Sequence[Task]) -> Columns:
 def keys(ids: Sequence[str]) -> Columns:
     """The columns that find tasks; ids that are none are left out."""
     found = [task_id for task_id in ids if is_task_id(task_id)]
-    return [[uuid_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
+    return [[digits_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
 
 
 async def read(database: Database, tenant: str, ids: Sequence[str], *, seen: Mark | None = None) -> Sequence[Task]:

@@ -31,9 +31,9 @@ from sutazai.core.task import (
     TaskDraft,
     TaskStatus,
     created_at_of,
+    digits_of,
     id_of,
     is_task_id,
-    uuid_of,
 )
 from sutazai.core.task_ids import TaskIds
 from sutazai.policy.sharding import slot_of
@@ -98,9 +98,11 @@ class PostgresTaskStore:
         if lost:
             why = f"{lost[0].id}, which it was to wait for, is {lost[0].status.value}."
             return changes.apply(new_id, Failed(0, FailureReason.DEPENDENCY, why)) or task
-        waits = [uuid_of(one.id) for one in open_]
+        waits = [digits_of(one.id) for one in open_]
         if waits:
-            await connection.execute(self._sql["add_waits"], waits, [uuid_of(new_id)] * len(waits), [True] * len(waits))
+            await connection.execute(
+                self._sql["add_waits"], waits, [digits_of(new_id)] * len(waits), [True] * len(waits)
+            )
         return task
 
     async def _check_room(self, connection: Connection, drafts: Sequence[TaskDraft]) -> None:
@@ -127,7 +129,7 @@ class PostgresTaskStore:
             return [(one, None) for one in ids]
         columns = [[tenant for tenant, _ in keyed], [key for _, key in keyed]]
         claimed = await connection.fetch(
-            self._sql["claim_task_keys"], *columns, [uuid_of(one) for one in keyed.values()]
+            self._sql["claim_task_keys"], *columns, [digits_of(one) for one in keyed.values()]
         )
         ours = {id_of(row["task"]) for row in claimed}
         rows = await connection.fetch(self._sql["tasks_of_keys"], *columns)
@@ -136,6 +138,11 @@ class PostgresTaskStore:
         tasks = {task.id: task for task in await read_in(connection, self._database, None, others)}
         ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
         return [(one, tasks.get(one)) for one in ids]
+
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        async with self._database.transaction() as connection:
+            waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)
+        return waiting
 
     async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         found = await read(self._database, tenant, [task_id], seen=seen)
@@ -155,10 +162,10 @@ class PostgresTaskStore:
         rows = await self._database.rows(
             self._sql["tasks_page"],
             tenant,
-            uuid_of(before) if before else None,
+            digits_of(before) if before else None,
             None if which.status is None else which.status.value,
             which.agent,
-            uuid_of(which.parent) if which.parent else None,
+            digits_of(which.parent) if which.parent else None,
             which.user,
             limit,
             tenant=tenant,
@@ -203,9 +210,9 @@ class PostgresTaskStore:
             open_ = [task for task in map(changes.get, dict.fromkeys(waits_for)) if task and may_wait(waiter, task)]
             task = changes.apply(change.task, replace(change.event, waits_for=len(open_)))
             if task is not None and open_:
-                waits = [uuid_of(one.id) for one in open_]
+                waits = [digits_of(one.id) for one in open_]
                 await connection.execute(
-                    self._sql["add_waits"], waits, [uuid_of(change.task)] * len(waits), [False] * len(waits)
+                    self._sql["add_waits"], waits, [digits_of(change.task)] * len(waits), [False] * len(waits)
                 )
             return task
 
@@ -229,7 +236,7 @@ class PostgresTaskStore:
 
     async def _children(self, parent: str) -> Sequence[str]:
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(self._sql["unfinished_children"], [uuid_of(parent)])
+            rows = await connection.fetch(self._sql["unfinished_children"], [digits_of(parent)])
         return [id_of(row["id"]) for row in rows]
 
     async def requeue(self, tenant: str | None, task_id: str) -> Task | None:
@@ -267,7 +274,7 @@ class PostgresTaskStore:
             return ()
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                self._sql["events_of_task"], uuid_of(task_id), created_at_of(task_id), after, tenant, limit
+                self._sql["events_of_task"], digits_of(task_id), created_at_of(task_id), after, tenant, limit
             )
         return [event_of(row) for row in rows]
 

@@ -58,6 +58,9 @@ class ShardedTaskStore:
             )
         )
 
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        return await self._shards.of_tenant(tenant, lambda at: self._in(at).waiting(tenant, at_most=at_most))
+
     async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         return await self._shards.of_tenant(tenant, lambda at: self._in(at).get(tenant, task_id, seen=seen))
 
