@@ -405,3 +405,14 @@ async def test_what_others_add_is_seen_after_a_second_and_at_once_when_the_queue
     await ours.submit([draft])
     with pytest.raises(Overloaded):
         await ours.submit([draft])
+
+
+async def test_a_new_task_is_due_at_once_whatever_passed_between_its_transaction_and_its_id(database: Database) -> None:
+    """A wall clock that stands still is the longest pause there can be."""
+    store = PostgresTaskStore(database, max_length=20, wall=Clock().wall)
+
+    (task,) = await store.submit([TaskDraft(tenant="acme", agent="echo", queue="q")])
+
+    async with PostgresQueue(database).consume("q", prefetch=1) as consumer, asyncio.timeout(WAIT_S):
+        (delivery,) = await consumer.take(1)
+    assert delivery.message.task == task.id

@@ -110,12 +110,22 @@ class TaskChanges:
         await put(
             self._connection,
             self._sql,
-            [(_word(task), task.run_at) for task in pending],
+            [(_word(task), self._due_at(task)) for task in pending],
             now=self._now,
         )
         await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
         told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
         await self._connection.execute(self._sql["tell_tasks"], told)
+
+    def _due_at(self, task: Task) -> datetime:
+        """
+        When its word may be taken.
+
+        The id of a new task is some milliseconds younger than this transaction: it is due at once all the same, and
+        does not wait until somebody looks for what has become due.
+        """
+        is_at_once = task.id in self._new and task.draft.run_at is None
+        return min(task.run_at, self._now) if is_at_once else task.run_at
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
