@@ -46,6 +46,8 @@ START_S = 60.0
 LOAD_S = 4.0
 ALONE = 100
 """Tasks that are submitted one by one."""
+COMMITS = 300
+SHARES = (("p50", 0.5), ("p99", 0.99))
 WAITING = 100_000
 """Tasks that wait in the table for the last figure."""
 
@@ -120,6 +122,20 @@ class Place:
         await connection.execute(f'CREATE DATABASE "{name}"')
         await connection.close()
         return self._database.replace("/sutazai?", f"/{name}?")
+
+
+async def _disk(database: str) -> list[tuple[str, float, str]]:
+    """What one commit waits for, by itself: no task can be kept sooner."""
+    connection = await asyncpg.connect(database)
+    await connection.execute("CREATE TABLE IF NOT EXISTS commits (number integer)")
+    taken_ms = []
+    for number in range(COMMITS):
+        began = time.perf_counter()
+        await connection.execute("INSERT INTO commits VALUES ($1)", number)
+        taken_ms.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(0.005)
+    await connection.close()
+    return [(f"one commit alone, {name}", percentile(taken_ms, share), "ms") for name, share in SHARES]
 
 
 async def _fill(database: str) -> None:
@@ -220,6 +236,8 @@ def main() -> None:
         assert url is not None
         place = Place(folder, database, url.reveal())
         for _ in range(arguments.rounds):
+            for what, value, unit in asyncio.run(_disk(database)):
+                figures.setdefault(("disk", what, unit), []).append(value)
             for name, on_rabbitmq in (("postgresql", False), ("rabbitmq", True)):
                 for what, value, unit in place.round(on_rabbitmq=on_rabbitmq):
                     figures.setdefault((name, what, unit), []).append(value)
