@@ -203,6 +203,7 @@ async def work(started: Path) -> None:
         )
     }
     no_models: Any = None
+    no_objects: Any = None
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings.database, Path("/nowhere")))
         group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -210,7 +211,7 @@ async def work(started: Path) -> None:
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(group.create_task(_run(work), name=name))
         )
-        await make_worker(settings, stores, queue.queue, agents, no_models).run()
+        await make_worker(settings, stores, queue.queue, agents, no_models, no_objects).run()
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:

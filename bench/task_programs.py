@@ -55,7 +55,9 @@ class Ours:
         from sutazai.settings.model import Database  # noqa: PLC0415
         from sutazai.settings.secret import Secret  # noqa: PLC0415
         from sutazai.tasks.context import Surroundings  # noqa: PLC0415
+        from sutazai.tasks.results import Results  # noqa: PLC0415
         from sutazai.tasks.worker import Worker, WorkerRules  # noqa: PLC0415
+        from sutazai.testing.objects import MemoryObjects  # noqa: PLC0415
 
         async def run(_: Any, __: Any) -> None:
             tick()
@@ -78,6 +80,7 @@ class Ours:
                 models=no_models,
                 messages=stores.messages,
                 agents=known,
+                results=Results(MemoryObjects(), max_inline_bytes=2**18),
                 default_model="",
                 wall=lambda: datetime.now(UTC),
             )

@@ -13,9 +13,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.shards import addresses, two_shards
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.errors import BadRequest, Conflict, Overloaded
 from sutazai.core.request import Priority
@@ -44,7 +46,7 @@ from sutazai.settings.secret import Secret
 from sutazai.testing.tasks import MemoryTaskStore
 
 START = datetime(2126, 11, 1, 12, tzinfo=UTC)
-"""Past the time in every id that is made meanwhile."""
+"""Far from the time on any other clock, so that whoever looks at one would be noticed."""
 MANY = 1000
 LIMIT = 50
 """Of the queue, in tests that fill it."""
@@ -88,11 +90,26 @@ class Place:
     """Tasks that the queue holds word of, those for later too, in the order they came."""
 
 
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
+
+
 @pytest.fixture
-async def place(url: str | None) -> AsyncIterator[Place]:
+async def place(urls: Sequence[str]) -> AsyncIterator[Place]:
     """An empty store with a queue of so many."""
     wall = Wall()
-    if url is None:
+    if len(urls) > 1:
+        async with two_shards(urls) as shards:
+            sharded = ShardedTaskStore(shards, max_length=LIMIT, wall=wall)
+
+            async def all_written() -> Sequence[str]:
+                rows = [row for url in urls for row in await _query(url, "SELECT task FROM dispatch ORDER BY id")]
+                return [f"task_{row['task'].hex}" for row in rows]
+
+            yield Place(store=sharded, wall=wall, words=all_written)
+        return
+    if not urls:
         queue = ListQueue()
         memory = MemoryTaskStore(queue, max_length=LIMIT, wall=wall)
 
@@ -101,6 +118,7 @@ async def place(url: str | None) -> AsyncIterator[Place]:
 
         yield Place(store=memory, wall=wall, words=told)
         return
+    (url,) = urls
     async with _opened(url, wall) as store:
 
         async def written() -> Sequence[str]:
@@ -253,6 +271,19 @@ async def test_a_key_used_by_many_at_once_makes_one_task(place: Place) -> None:
 
     assert len({tuple(task.id for task in answer) for answer in answers}) == 1
     assert len(await place.words()) == 2
+
+
+async def test_tasks_that_wait_are_counted_by_tenant(store: TaskStore) -> None:
+    first, second = await store.submit([draft(), draft(run_at=START + timedelta(hours=1))])
+    await submitted(store, after=(first.id,))
+    await submitted(store, tenant="other")
+    await begun(store, await submitted(store))
+    await completed(store, await submitted(store))
+    await store.cancel("acme", second.id)
+
+    assert await store.waiting("acme", at_most=MANY) == 2
+    assert await store.waiting("acme", at_most=1) == 1
+    assert await store.waiting("nobody", at_most=MANY) == 0
 
 
 async def test_a_full_queue_takes_no_more_and_keeps_nothing_of_it(store: TaskStore) -> None:

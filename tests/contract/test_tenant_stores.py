@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.shards import addresses
 
 from sutazai.core.errors import BadRequest
 from sutazai.core.identity import Limits, Tenant
@@ -22,6 +24,11 @@ ACME = Tenant(
     priority=Priority.HIGH,
     limits=Limits(requests_per_minute=600, money_per_month=12.75, concurrent_requests=0, burst_s=10.0),
 )
+
+
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
 
 
 async def test_a_tenant_is_kept_as_it_was_set(stores: Stores) -> None:
@@ -70,6 +77,7 @@ async def test_deleting_what_is_not_there_changes_nothing(stores: Stores, unknow
         (Tenant(name="a", weight=-1.0), "weight"),
         (Tenant(name="a", weight=float("nan")), "weight"),
         (Tenant(name="a", weight=float("inf")), "weight"),
+        (Tenant(name="a", waiting_tasks=-1), "waiting_tasks"),
         (Tenant(name="a", limits=Limits(bytes_per_minute=-1)), "limits.bytes_per_minute"),
         (Tenant(name="a", limits=Limits(money_per_month=float("inf"))), "limits.money_per_month"),
         (Tenant(name="a", limits=Limits(burst_s=1e9)), "limits.burst_s"),

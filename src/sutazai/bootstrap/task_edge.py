@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sutazai.adapters.postgres.stores import Stores
+from sutazai.edge.auth import Gatekeeper
 from sutazai.ports.agent import Agent
 from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
@@ -28,10 +29,18 @@ class TaskEdge:
     loops: Sequence[Loop]
 
 
-def make_task_edge(settings: Settings, stores: Stores, agents: Mapping[str, Agent], web: Web | None) -> TaskEdge:
+def make_task_edge(
+    settings: Settings, stores: Stores, agents: Mapping[str, Agent], web: Web | None, gatekeeper: Gatekeeper
+) -> TaskEdge:
     """As the settings say; webhooks are told where there is a secret and a way to the web."""
     secret = settings.webhooks.secret.reveal() if settings.webhooks.secret else ""
-    submission = Submission(stores.tasks, agents, takes_webhooks=bool(secret))
+
+    def max_waiting(tenant: str) -> int:
+        known = gatekeeper.tenants.get(tenant)
+        own = None if known is None else known.waiting_tasks
+        return settings.tasks.max_waiting_per_tenant if own is None else own
+
+    submission = Submission(stores.tasks, agents, takes_webhooks=bool(secret), max_waiting=max_waiting)
     watch = Watch(stores.tasks)
     recurring = Recurring(stores.schedules, submission)
     loops: list[Loop] = [
@@ -40,5 +49,5 @@ def make_task_edge(settings: Settings, stores: Stores, agents: Mapping[str, Agen
         ("submit what is due", recurring.run),
     ]
     if secret and web is not None:
-        loops.append(("tell webhooks", Webhooks(stores.webhooks, web, secret).run))
+        loops.append(("tell webhooks", Webhooks(stores.webhooks, web, stores.marks, secret).run))
     return TaskEdge(submission=submission, watch=watch, recurring=recurring, webhook_secret=secret, loops=loops)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from sutazai.adapters.objects.archive import archiving
+from sutazai.adapters.objects.archive import archiving, set_aside
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.partitions import Partitions
@@ -21,8 +21,8 @@ async def begin_partitions(
     settings: Settings, stores: Stores, data_dir: Path, begin: Callable[[Callable[[], Awaitable[None]], str], None]
 ) -> None:
     """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
-    if stores.database is not None:
-        begin((await partitions(settings, stores.database, data_dir)).run, "tend partitions")
+    for database in stores.databases:
+        begin((await partitions(settings, database, data_dir)).run, "tend partitions")
 
 
 async def partitions(settings: Settings, database: Database, data_dir: Path) -> Partitions:
@@ -31,5 +31,10 @@ async def partitions(settings: Settings, database: Database, data_dir: Path) -> 
     if keep_months == 0:
         return Partitions(database, period=period)
     objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
-    archive = functools.partial(archiving, objects)
-    return Partitions(database, period=period, keep_s=keep_months * MONTH_S, archive=archive)
+    return Partitions(
+        database,
+        period=period,
+        keep_s=keep_months * MONTH_S,
+        archive=functools.partial(archiving, objects),
+        set_aside=functools.partial(set_aside, objects),
+    )

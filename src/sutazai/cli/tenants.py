@@ -8,7 +8,7 @@ from dataclasses import asdict
 import cyclopts
 
 from sutazai.adapters.postgres.stores import Stores
-from sutazai.cli.limits import NO_OPTIONS, LimitOptions, PriorityName, told
+from sutazai.cli.limits import NO_OPTIONS, CountOrNone, LimitOptions, PriorityName, told
 from sutazai.cli.printing import print_json, print_table
 from sutazai.cli.stores import refuse, who, with_stores
 from sutazai.core.identity import Tenant
@@ -22,7 +22,7 @@ A tenant is a name that keys carry. Those that nobody set have the defaults of `
 Example: `sutazai tenants set acme --weight 2 --requests-per-minute 600`""",
 )
 
-_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "KEYS")
+_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "TASKS", "KEYS")
 
 
 @app.command(name="set")
@@ -32,6 +32,7 @@ def set_(
     *,
     weight: float | None = None,
     priority: PriorityName | None = None,
+    waiting_tasks: CountOrNone = None,
     limits: LimitOptions = NO_OPTIONS,
 ) -> int:
     """
@@ -50,6 +51,8 @@ def set_(
         Its share of the pool when all are busy, relative to others, who have 1.
     priority
         The highest that its requests can have.
+    waiting_tasks
+        Its tasks that may wait to be started, or `none` for `tasks.max_waiting_per_tenant` of the settings.
     """
 
     async def work(stores: Stores) -> int:
@@ -59,6 +62,7 @@ def set_(
             weight=before.weight if weight is None else weight,
             priority=before.priority if priority is None else Priority[priority.upper()],
             limits=limits.applied_to(before.limits),
+            waiting_tasks=_typed(waiting_tasks, before.waiting_tasks),
         )
         await stores.tenants.set(after, by=who())
         sys.stdout.write(f"The tenant {name!r} is set.\n")
@@ -129,6 +133,12 @@ def delete(name: str, /) -> int:
     return with_stores(work)
 
 
+def _typed(given: CountOrNone, before: int | None) -> int | None:
+    if given == "none":
+        return None
+    return before if given is None else given
+
+
 async def _defined(stores: Stores, name: str) -> Tenant | None:
     return next((tenant for tenant in await stores.tenants.all() if tenant.name == name), None)
 
@@ -158,4 +168,6 @@ def _shown(tenant: Tenant, *, is_defined: bool) -> dict[str, object]:
 
 def _cells(tenant: Tenant, keys: int) -> list[str]:
     priority = tenant.priority.name.lower()
-    return [tenant.name, f"{tenant.weight:g}", priority, told(tenant.limits), f"{tenant.limits.burst_s:g} s", str(keys)]
+    waiting = "" if tenant.waiting_tasks is None else f"{tenant.waiting_tasks:,}"
+    burst = f"{tenant.limits.burst_s:g} s"
+    return [tenant.name, f"{tenant.weight:g}", priority, told(tenant.limits), burst, waiting, str(keys)]

@@ -231,7 +231,11 @@ class Completed(Event):
 
     fence: int
     result: str
+    """JSON; empty where the result is an object."""
     result_object: str = ""
+    """Its name, which ends with its SHA-256."""
+    result_bytes: int = 0
+    """Size of that object."""
     tokens: int = 0
 
 
@@ -460,17 +464,22 @@ def _illegal(task: Task, event: Event) -> IllegalChange:
     )
 
 
-def task_id(now_s: float, random_bits: int) -> str:
+def task_id(now_s: float, random_bits: int, *, slot: int = 0) -> str:
     """
     A new id: UUID version 7 (RFC 9562), so that ids sort by time.
 
     Args:
         now_s: Unix seconds; kept to the millisecond.
-        random_bits: 74 of them.
+        random_bits: 62 of them.
+        slot: the shard slot of its tenant, by which stores find the task; of the 74 random bits it takes 12.
     """
-    milliseconds = int(now_s * 1000)
-    high, low = random_bits >> 62 & 0xFFF, random_bits & (1 << 62) - 1
-    return f"{PREFIX}{milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
+    milliseconds, low = int(now_s * 1000), random_bits & (1 << 62) - 1
+    return f"{PREFIX}{milliseconds << 80 | 0x7 << 76 | slot << 64 | 0b10 << 62 | low:032x}"
+
+
+def slot_in(id: str) -> int:  # noqa: A002 - the id of the task
+    """The shard slot in an id; 0 for what is none."""
+    return uuid_of(id).int >> 64 & 0xFFF if is_task_id(id) else 0
 
 
 def created_at_of(id: str) -> datetime:  # noqa: A002 - the id of the task

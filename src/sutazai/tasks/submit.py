@@ -21,11 +21,13 @@ from sutazai.dialects.complaints import decoded
 from sutazai.policy.nearest import nearest
 from sutazai.ports.agent import Agent
 from sutazai.ports.tasks import TaskStore
+from sutazai.tasks.bound import WaitingBound
 from sutazai.tasks.gather import Gathered
 
 MAX_INPUT_BYTES = 2**20
 MAX_AHEAD = timedelta(days=366)
 """How far in the future a task may begin or end."""
+MAX_WAITING = 10_000
 MAX_KEY_CHARACTERS = 255
 MAX_URL_CHARACTERS = 2048
 MAX_AFTER = 100
@@ -77,9 +79,16 @@ class Submission:
         agents: Mapping[str, Agent],
         *,
         takes_webhooks: bool = True,
+        max_waiting: Callable[[str], int] = lambda _: MAX_WAITING,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """
+        Args:
+            max_waiting: how many tasks of a tenant may wait. Those that agents make count as well, and are never
+                refused: they are a part of work under way.
+        """
         self._store = store
+        self._bound = WaitingBound(store, max_waiting)
         self._gathered = Gathered(store)
         self._takes_webhooks = takes_webhooks
         self._wall = wall
@@ -91,16 +100,25 @@ class Submission:
         """
         The task, kept; the earlier one where its idempotency key was used before.
 
-        Raises `UnknownAgent`, `TooLarge`, `BadRequest` (with the field), `Overloaded`, `StoreUnavailable`.
+        Raises `UnknownAgent`, `TooLarge`, `BadRequest` (with the field), `TooManyWaiting`, `Overloaded`,
+        `StoreUnavailable`.
         """
         draft = self.draft(wanted, by)
         if draft.parent and await self._store.get(by.tenant, draft.parent) is None:
             raise BadRequest(f"`parent` named {draft.parent!r}, which is no task here.", where="parent")
-        return await self._gathered.submit(draft)
+        return await self._keep(draft)
 
     async def repeat(self, draft: TaskDraft) -> Task:
-        """A draft that was made before, submitted as its agent is by now. Raises `UnknownAgent` where there is none."""
-        return await self._gathered.submit(replace(draft, queue=self.agent(draft.agent).queue))
+        """
+        A draft that was made before, submitted as its agent is by now.
+
+        Raises as `submit` does, except what is wrong with a wish.
+        """
+        return await self._keep(replace(draft, queue=self.agent(draft.agent).queue))
+
+    async def _keep(self, draft: TaskDraft) -> Task:
+        async with self._bound.room(draft.tenant):
+            return await self._gathered.submit(draft)
 
     def draft(self, wanted: Wanted, by: Submitter) -> TaskDraft:
         """What is written for this wish. Raises as `submit` does, except where that takes the store."""

@@ -33,7 +33,8 @@ async def put(
 
 async def ripen(connection: Connection, sql: Mapping[str, str], *, now: datetime, limit: int) -> int:
     """Give those whose time has come a turn; how many they were."""
-    rows = await connection.fetch(sql["ripe_dispatch"], now, limit)
+    ripe = await connection.fetch(sql["ripe_dispatch"], now, limit)
+    rows = sorted(ripe, key=lambda row: (row["available_at"], row["id"]))  # a DELETE gives them in any order
     if rows:
         await connection.execute(
             sql["put_dispatch"],

@@ -40,6 +40,8 @@ def tenant_of(row: asyncpg.Record) -> Tenant:
         weight=row["weight"],
         priority=priority_of(row["priority"]),
         limits=_LIMITS.decode(row["limits"]),
+        region=row["region"],
+        waiting_tasks=row["waiting_tasks"],
     )
 
 
@@ -77,8 +79,13 @@ def plain_tenant(tenant: Tenant | None) -> dict[str, Any] | None:
     """What the audit log tells of a tenant."""
     if tenant is None:
         return None
-    return {
+    plain: dict[str, Any] = {
         "weight": tenant.weight,
         "priority": word_of(tenant.priority),
         "limits": plain_limits(tenant.limits),
     }
+    if tenant.region:
+        plain["region"] = tenant.region
+    if tenant.waiting_tasks is not None:
+        plain["waiting_tasks"] = tenant.waiting_tasks
+    return plain

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import structlog
@@ -24,7 +24,8 @@ from sutazai.adapters.postgres.ear import heard
 from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
-from sutazai.ports.queue import Delivery, Message
+from sutazai.policy.passed_over import PassedOver
+from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
 
@@ -35,6 +36,7 @@ LOOK_S = 5.0
 """Between two looks of a consumer that nobody woke."""
 RIPE_AT_ONCE = 1000
 MAX_LENGTH = 100_000
+PROMOTE_AFTER_S = 60.0
 CHANNEL = "sutazai_queues"
 
 
@@ -46,12 +48,19 @@ class PostgresQueue:
         database: Database,
         *,
         max_length: int = MAX_LENGTH,
+        promote_after_s: float = PROMOTE_AFTER_S,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Args:
+            promote_after_s: a message that waited for so long while higher priorities went first gets a place of its
+                class among those that are taken.
+        """
         self._database = database
         self._sql = database.sql
         self._max_length = max_length
+        self._promote_after = timedelta(seconds=promote_after_s)
         self._wall = wall
         self._clock = clock
         self._consumers: set[PostgresConsumer] = set()
@@ -94,6 +103,13 @@ class PostgresQueue:
                 depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
         return depth
 
+    async def states(self) -> Sequence[QueueState]:
+        """All queues that were ever used, by name."""
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                rows = await connection.fetch(self._sql["queue_states"])
+        return [QueueState(kind="table", **row) for row in rows]
+
     async def run(self) -> None:
         """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -126,7 +142,19 @@ class PostgresQueue:
             freed = {row["queue"] for row in await connection.fetch(self._sql["free_dispatch"])}
             if freed:
                 await connection.execute(self._sql["tell_queues"], sorted(freed))
-            await ripen(connection, self._sql, now=self._wall(), limit=RIPE_AT_ONCE)
+            now = self._wall()
+            await ripen(connection, self._sql, now=now, limit=RIPE_AT_ONCE)
+            await self._look_at_lower_classes(connection, consumers, before=now - self._promote_after)
+
+    async def _look_at_lower_classes(
+        self, connection: Connection, consumers: Sequence[PostgresConsumer], *, before: datetime
+    ) -> None:
+        """Tell consumers whether lower priorities have waited since then, so that a take need not look for nothing."""
+        queues = sorted({consumer.queue for consumer in consumers})
+        rows = await connection.fetch(self._sql["passed_over_dispatch"], queues, before) if queues else ()
+        passed_over = {row["queue"] for row in rows}
+        for consumer in consumers:
+            consumer.lower_waited_since = before if consumer.queue in passed_over else None
 
     def _gone(self, beats: dict[uuid.UUID, int]) -> Sequence[uuid.UUID]:
         """Those whose beat has not changed for longer than a lease, as this process has seen."""
@@ -146,7 +174,10 @@ class PostgresConsumer:
     def __init__(self, database: Database, queue: str, prefetch: int) -> None:
         self._database = database
         self._sql = database.sql
-        self._queue = queue
+        self.queue = queue
+        self.lower_waited_since: datetime | None = None
+        """Messages of lower priorities have waited since then or longer; None where there are none."""
+        self._passed_over = PassedOver()
         self._prefetch = prefetch
         self._id: uuid.UUID | None = None
         self._called = asyncio.Event()
@@ -161,7 +192,7 @@ class PostgresConsumer:
 
     def wake(self, queues: frozenset[str]) -> None:
         """Look again, should these be ours, or nobody know."""
-        if not queues or self._queue in queues:
+        if not queues or self.queue in queues:
             self._called.set()
 
     async def beat(self, connection: Connection) -> None:
@@ -172,22 +203,34 @@ class PostgresConsumer:
             self._found.clear()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
-        while True:
-            if found := self._found[:at_most]:
-                del self._found[:at_most]
-                return found
+        while not (found := await self.look(at_most, self._prefetch - self.held)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self.called()
+        return found
+
+    async def look(self, at_most: int, free: int) -> Sequence[Delivery]:
+        """What is there now: what was found before, else as many as are free. A cancellation loses none."""
+        if not self._found:
             if self._look is None:
                 self._called.clear()
-                looking = self._take(min(at_most, self._prefetch - len(self._held)))
-                self._look = asyncio.create_task(looking, name="look for messages")
+                self._look = asyncio.create_task(self._take(min(at_most, free)), name="look for messages")
             look = self._look
             await asyncio.wait([look])
             self._look = None
             self._found.extend(look.result())
-            if not self._found:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._called.wait()
+        found = self._found[:at_most]
+        del self._found[:at_most]
+        return found
+
+    async def called(self) -> None:
+        """Until there may be something for us."""
+        await self._called.wait()
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are not dealt with."""
+        return len(self._held)
 
     async def _take(self, at_most: int) -> Sequence[Delivery]:
         if at_most <= 0:
@@ -199,22 +242,39 @@ class PostgresConsumer:
                     consumer = self._id
                     if consumer is None:
                         consumer = uuid.uuid4()
-                        await connection.execute(self._sql["enter_consumer"], consumer)
+                        await connection.execute(self._sql["enter_consumer"], consumer, self.queue)
                     elif was_unsure:
                         await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
-                    rows = await connection.fetch(self._sql["take_dispatch"], self._queue, at_most, consumer)
+                    passed_over = await self._take_passed_over(connection, at_most, consumer)
+                    left = at_most - len(passed_over)
+                    others = await connection.fetch(self._sql["take_dispatch"], self.queue, left, consumer)
         except BaseException:
             self._is_unsure = True
             raise
         self._id = consumer
+        rows = [*passed_over, *others]
+        self._passed_over.took(len(rows), passed_over=len(passed_over))
         self._held.update((row["id"], row["deliveries"]) for row in rows)
         return [self._delivery(row) for row in rows]
+
+    async def _take_passed_over(
+        self, connection: Connection, at_most: int, consumer: uuid.UUID
+    ) -> Sequence[asyncpg.Record]:
+        """Those of lower priorities that have waited for too long, up to their share."""
+        places = self._passed_over.places(at_most)
+        if not places or self.lower_waited_since is None:
+            return ()
+        statement = self._sql["take_passed_over_dispatch"]
+        rows: Sequence[asyncpg.Record] = await connection.fetch(
+            statement, self.queue, places, consumer, self.lower_waited_since
+        )
+        return rows
 
     def _delivery(self, row: asyncpg.Record) -> Delivery:
         number, task, tenant, agent, priority, deliveries = row
         message = Message(
             task="" if task is None else id_of(task),
-            queue=self._queue,
+            queue=self.queue,
             tenant=tenant,
             agent=agent,
             priority=Priority(priority),
@@ -226,6 +286,15 @@ class PostgresConsumer:
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         await self._end("hand_back_dispatch", deliveries, tells=True)
+
+    async def hold(self, prefetch: int) -> None:
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        if len(self._held) > prefetch:
+            surplus, self._found = self._found, []
+            await self.hand_back(surplus)
+        self._called.set()
 
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""
@@ -256,7 +325,7 @@ class PostgresConsumer:
                 async with self._database.transaction() as connection:
                     await connection.execute(self._sql[statement], held, self._id)
                     if tells:
-                        await connection.execute(self._sql["tell_queues"], [self._queue])
+                        await connection.execute(self._sql["tell_queues"], [self.queue])
         except BaseException:
             self._is_unsure = True  # the next look frees them, and whoever gets them finds them ended
             raise

@@ -61,6 +61,7 @@ WHERE deleted_at IS NULL
     AND ($4::text = '' OR agent = $4)
     AND ($5::uuid IS NULL OR parent = $5)
     AND ($6::text = '' OR user_id = $6)
+    AND ($1::text IS NOT NULL OR sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned'))
 ORDER BY id DESC
 LIMIT $7
 
@@ -89,8 +90,14 @@ WHERE tasks.is_cancelling OR tasks.deliveries <> held.fence OR tasks.status <> '
 -- name: past_deadline
 SELECT id FROM tasks
 WHERE deadline <= $1 AND status IN ('waiting', 'pending')
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
 ORDER BY deadline
 LIMIT $2
+
+-- name: waiting_of_tenant
+SELECT count(*) FROM (
+    SELECT FROM tasks WHERE tenant = $1 AND status IN ('waiting', 'pending') AND deleted_at IS NULL LIMIT $2
+) AS waiting
 
 -- name: unfinished_children
 SELECT id FROM tasks
@@ -117,10 +124,13 @@ LIMIT $5
 -- name: newest_position
 SELECT last_value FROM events_position
 
--- name: event_writers
--- Transactions that have written events, or may be about to.
+-- name: newest_message
+SELECT last_value FROM agent_messages_number_seq
+
+-- name: writers
+-- Transactions that have written to a table, or may be about to.
 SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
-WHERE locktype = 'relation' AND relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
+WHERE locktype = 'relation' AND relation = $1::text::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 -- name: tail_events
@@ -190,6 +200,39 @@ WITH picked AS (
 )
 SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
 
+-- name: passed_over_dispatch
+-- Queues in which the next one of a lower priority has waited since then.
+SELECT DISTINCT named.queue
+FROM unnest($1::text[]) AS named (queue) CROSS JOIN unnest('{1,2}'::smallint[]) AS level (priority)
+CROSS JOIN LATERAL (
+    SELECT available_at FROM dispatch
+    WHERE dispatch.queue = named.queue AND dispatch.priority = level.priority AND is_due AND consumer IS NULL
+    ORDER BY turn, id LIMIT 1
+) AS head
+WHERE head.available_at <= $2
+
+-- name: take_passed_over_dispatch
+-- The next ones of lower priorities, of those that have waited since then whoever waited longest.
+WITH heads AS (
+    SELECT head.id FROM unnest('{1,2}'::smallint[]) AS level (priority) CROSS JOIN LATERAL (
+        SELECT id, available_at FROM dispatch
+        WHERE queue = $1 AND dispatch.priority = level.priority AND is_due AND consumer IS NULL
+        ORDER BY turn, id LIMIT $2
+    ) AS head
+    WHERE head.available_at <= $4
+    ORDER BY head.available_at, head.id LIMIT $2
+), picked AS (
+    SELECT id FROM dispatch
+    WHERE id = ANY (ARRAY(SELECT id FROM heads)) AND consumer IS NULL
+        AND EXISTS (SELECT FROM dispatch_consumers WHERE dispatch_consumers.id = $3)
+    FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE dispatch SET consumer = $3, deliveries = deliveries + 1
+    WHERE id = ANY (ARRAY(SELECT id FROM picked))
+    RETURNING dispatch.id, task, tenant, agent, priority, turn, deliveries
+)
+SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priority, turn, id
+
 -- name: free_unknown_dispatch
 UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigint[])
 
@@ -219,7 +262,7 @@ SELECT count(*) FROM (
 ) AS waiting
 
 -- name: enter_consumer
-INSERT INTO dispatch_consumers (id) VALUES ($1)
+INSERT INTO dispatch_consumers (id, queue) VALUES ($1, $2)
 
 -- name: beat_consumer
 UPDATE dispatch_consumers SET beat = beat + 1 WHERE id = $1 RETURNING beat
@@ -244,3 +287,32 @@ INSERT INTO agent_messages (tenant, name, sender, body) VALUES ($1, $2, $3, $4) 
 
 -- name: received_messages
 SELECT number, body FROM agent_messages WHERE tenant = $1 AND name = $2 AND number > $3 ORDER BY number LIMIT 1000
+
+-- name: broadcast_events
+-- As `tail_events`, without what is too large to be carried.
+SELECT position, task, version, tenant, kind, schema, at, CASE WHEN octet_length(data) <= $4 THEN data END AS data
+FROM events
+WHERE position > $1 AND position <= $3
+ORDER BY position
+LIMIT $2
+
+-- name: broadcast_messages
+SELECT number, tenant, name, sender, at, body
+FROM agent_messages
+WHERE number > $1 AND number <= $3
+ORDER BY number
+LIMIT $2
+
+-- name: broadcast
+SELECT position, fence, beat FROM broadcasts WHERE source = $1
+
+-- name: take_broadcast
+-- Of several who found it still, one.
+UPDATE broadcasts SET fence = fence + 1, beat = 1 WHERE source = $1 AND fence = $2 AND beat = $3
+RETURNING position, fence, beat
+
+-- name: advance_broadcast
+UPDATE broadcasts SET position = $3, beat = beat + 1 WHERE source = $1 AND fence = $2 RETURNING beat
+
+-- name: leave_broadcast
+UPDATE broadcasts SET beat = 0 WHERE source = $1 AND fence = $2

@@ -37,7 +37,7 @@ class TaskChanges:
     def __init__(self, connection: Connection, database: Database, now: datetime) -> None:
         self._connection = connection
         self._sql = database.sql
-        self._now = now
+        self.now = now
         self._tasks: dict[str, Task] = {}
         self._new: dict[str, Task] = {}
         self._changed: dict[str, Task] = {}
@@ -56,7 +56,7 @@ class TaskChanges:
 
     def submit(self, task_id: str, event: Event) -> Task:
         """A new task."""
-        task = after(None, event, id=task_id, at=self._now)
+        task = after(None, event, id=task_id, at=self.now)
         self._tasks[task_id] = self._new[task_id] = task
         self._events.append((task, event))
         return task
@@ -66,7 +66,7 @@ class TaskChanges:
         before = self._tasks.get(task_id)
         event = storable(event)
         try:
-            task = after(before, event, id=task_id, at=self._now)
+            task = after(before, event, id=task_id, at=self.now)
         except IllegalChange:
             return None
         self._tasks[task_id] = task
@@ -110,22 +110,12 @@ class TaskChanges:
         await put(
             self._connection,
             self._sql,
-            [(_word(task), self._due_at(task)) for task in pending],
-            now=self._now,
+            [(_word(task), task.run_at) for task in pending],
+            now=self.now,
         )
         await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
         told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
         await self._connection.execute(self._sql["tell_tasks"], told)
-
-    def _due_at(self, task: Task) -> datetime:
-        """
-        When its word may be taken.
-
-        The id of a new task is some milliseconds younger than this transaction: it is due at once all the same, and
-        does not wait until somebody looks for what has become due.
-        """
-        is_at_once = task.id in self._new and task.draft.run_at is None
-        return min(task.run_at, self._now) if is_at_once else task.run_at
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -152,7 +142,7 @@ class TaskChanges:
             [task.draft.tenant for task in tasks],
             [kind for kind, _, _ in encoded],
             [schema for _, schema, _ in encoded],
-            [self._now] * len(tasks),
+            [self.now] * len(tasks),
             [data for _, _, data in encoded],
             [task.created_at for task in tasks],
         ]

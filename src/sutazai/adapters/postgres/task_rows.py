@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from sutazai.adapters.postgres.database import Connection, Database
+from sutazai.core.mark import Mark
 from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, digits_of, id_of, is_task_id
 from sutazai.ports.task_events import KeptEvent
 
@@ -107,13 +108,13 @@ def keys(ids: Sequence[str]) -> Columns:
     return [[digits_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
 
 
-async def read(database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
-    """Those of the tenant, or of any."""
-    async with database.transaction() as connection:
-        return await read_in(connection, database, tenant, ids)
+async def read(database: Database, tenant: str, ids: Sequence[str], *, seen: Mark | None = None) -> Sequence[Task]:
+    """Those of the tenant."""
+    rows = await database.rows(database.sql["tasks_by_id"], tenant, *keys(ids), tenant=tenant, seen=seen)
+    return [task_of(row) for row in rows]
 
 
 async def read_in(connection: Connection, database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
-    """The same within a transaction."""
+    """Those of the tenant, or of any, within a transaction."""
     rows = await connection.fetch(database.sql["tasks_by_id"], tenant, *keys(ids))
     return [task_of(row) for row in rows]

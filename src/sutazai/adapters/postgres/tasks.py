@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -19,6 +20,7 @@ from sutazai.adapters.postgres.tail import EventTail
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.task import (
     CancelAsked,
     Cancelled,
@@ -34,8 +36,9 @@ from sutazai.core.task import (
     digits_of,
     id_of,
     is_task_id,
-    task_id,
 )
+from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, holds_count, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
@@ -75,9 +78,16 @@ class PostgresTaskStore:
         self._max_length = max_length
         self._wall = wall
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
-        """How full each queue was."""
+        self._seen: dict[tuple[Database, str], _Seen] = {}
+        """How full each queue was, in each database."""
         self._tail = EventTail(database)
+        self._ids = TaskIds(secrets.randbits)
+
+    def on(self, database: Database) -> PostgresTaskStore:
+        """The same store for a view of its database."""
+        view = copy(self)
+        view._database = database
+        return view
 
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
         for draft in drafts:
@@ -86,7 +96,7 @@ class PostgresTaskStore:
 
     async def _submit(self, changes: TaskChanges, connection: Connection, drafts: Sequence[TaskDraft]) -> list[Task]:
         await self._check_room(connection, drafts)
-        known = await self._known(connection, drafts)
+        known = await self._known(connection, drafts, changes.now)
         await changes.lock([before for draft in drafts for before in draft.after])
         made: list[Task] = []
         for draft, (new_id, existing) in zip(drafts, known, strict=True):
@@ -113,11 +123,12 @@ class PostgresTaskStore:
 
     async def _check_room(self, connection: Connection, drafts: Sequence[TaskDraft]) -> None:
         for queue, added in Counter(draft.queue for draft in drafts).items():
-            seen = self._seen.get(queue)
+            known = (self._database.whole, queue)
+            seen = self._seen.get(known)
             now = self._clock()
             if seen is None or not holds_count(seen.depth, seen.added, now - seen.at, self._max_length):
                 depth = await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
-                seen = self._seen[queue] = _Seen(depth, now)
+                seen = self._seen[known] = _Seen(depth, now)
             if seen.depth >= self._max_length:
                 raise Overloaded(
                     f"The queue {queue!r} held {seen.depth:,} tasks, all that it may. Nothing was kept; send it later.",
@@ -125,9 +136,13 @@ class PostgresTaskStore:
                 )
             seen.added += added
 
-    async def _known(self, connection: Connection, drafts: Sequence[TaskDraft]) -> Sequence[tuple[str, Task | None]]:
+    async def _known(
+        self, connection: Connection, drafts: Sequence[TaskDraft], now: datetime
+    ) -> Sequence[tuple[str, Task | None]]:
         """For each draft the id that it is to have, and the task where there is one already."""
-        ids = [new_id() for _ in drafts]
+        # Of the time of this transaction: a task is due from the time in its id on, and one of a moment later would
+        # wait for the next look at what has become due, while those that come after it go first.
+        ids = [self._ids.next(now, slot_of(draft.tenant)) for draft in drafts]
         keyed: dict[tuple[str, str], str] = {}
         for place, draft in enumerate(drafts):
             if draft.idempotency_key:
@@ -146,27 +161,38 @@ class PostgresTaskStore:
         ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
         return [(one, tasks.get(one)) for one in ids]
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
-        found = await self.several(tenant, [task_id])
+    async def waiting(self, tenant: str, *, at_most: int) -> int:
+        async with self._database.transaction() as connection:
+            waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)
+        return waiting
+
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
+        found = await read(self._database, tenant, [task_id], seen=seen)
+        if not found and seen is not None and self._database.has_replicas:
+            # what a replica does not have yet is no reason to deny it
+            found = await read(self._database, tenant, [task_id])
         return found[0] if found else None
 
     async def several(self, tenant: str, task_ids: Sequence[str]) -> Sequence[Task]:
         return await read(self._database, tenant, task_ids)
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
         if (before and not is_task_id(before)) or (which.parent and not is_task_id(which.parent)):
             return ()
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                self._sql["tasks_page"],
-                tenant,
-                digits_of(before) if before else None,
-                None if which.status is None else which.status.value,
-                which.agent,
-                digits_of(which.parent) if which.parent else None,
-                which.user,
-                limit,
-            )
+        rows = await self._database.rows(
+            self._sql["tasks_page"],
+            tenant,
+            digits_of(before) if before else None,
+            None if which.status is None else which.status.value,
+            which.agent,
+            digits_of(which.parent) if which.parent else None,
+            which.user,
+            limit,
+            tenant=tenant,
+            seen=seen,
+        )
         return [task_of(row) for row in rows]
 
     async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
@@ -241,7 +267,7 @@ class PostgresTaskStore:
             task = changes.get(task_id)
             if task is None or tenant not in {None, task.draft.tenant}:
                 return None
-            again = changes.apply(task_id, Requeued(self._wall()))
+            again = changes.apply(task_id, Requeued(changes.now))
             if again is None:
                 raise Conflict(f"{task_id} is {task.status.value}; only failed and cancelled tasks can be retried.")
             return again
@@ -309,8 +335,3 @@ class PostgresTaskStore:
 
 class _Circle(StoreUnavailable):
     """Another transaction was let go first."""
-
-
-def new_id() -> str:
-    """An id of now."""
-    return task_id(time.time(), int.from_bytes(os.urandom(10)) >> 6)

@@ -35,7 +35,13 @@ class PostgresTenantStore:
             row = await connection.fetchrow(self._sql["lock_tenant"], tenant.name)
             before = tenant_of(row) if row else None
             await connection.execute(
-                self._sql["set_tenant"], tenant.name, tenant.weight, word_of(tenant.priority), limits
+                self._sql["set_tenant"],
+                tenant.name,
+                tenant.weight,
+                word_of(tenant.priority),
+                limits,
+                tenant.region,
+                tenant.waiting_tasks,
             )
             await record(connection, self._sql, tenant_set(before, tenant), by)
 

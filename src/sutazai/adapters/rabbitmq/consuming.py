@@ -9,6 +9,7 @@ import msgspec
 
 from sutazai.adapters.rabbitmq.frames import Arrival
 from sutazai.adapters.rabbitmq.reading import Reader, Tag, acknowledged, handed_back
+from sutazai.core.task import is_task_id
 from sutazai.ports.queue import Delivery, Message
 
 COUNT_HEADER = "x-delivery-count"
@@ -37,9 +38,12 @@ class RabbitConsumer(Reader):
 
     def _read(self, body: bytes) -> Message:
         try:
-            return msgspec.json.decode(body, type=Message)
+            message = msgspec.json.decode(body, type=Message)
         except (msgspec.MsgspecError, ValueError):
+            message = None
+        if message is None or not is_task_id(message.task):
             return Message(task="", queue=self.queue, tenant="", agent="")
+        return message
 
 
 def _tag(delivery: Delivery) -> Tag:

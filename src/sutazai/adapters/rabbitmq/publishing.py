@@ -158,6 +158,7 @@ class Publisher:
             burst.answered.set()
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
+        self._link.figures.outcomes.update(outcome.name.lower() for outcome in outcomes)
         for outcome in outcomes:
             if outcome is Outcome.REFUSED:
                 if not self._nacks:
@@ -220,6 +221,7 @@ class Publishers:
         for publisher in [each for each in self._all if not each.is_usable]:
             self._all.remove(publisher)
             publisher.retire()
+            self._link.figures.replaced += 1
         if not self._all:
             return None
         least = min(self._all, key=lambda each: each.in_flight)

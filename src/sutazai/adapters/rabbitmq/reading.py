@@ -53,6 +53,14 @@ class Reader:
         self._unsettled: dict[int, None] = {}
         """Tags that were neither acknowledged nor handed back, in their order."""
         self._stirred = asyncio.Event()
+        self._holding = asyncio.Lock()
+        self._consumer = ""
+        """The broker's name for what brings messages on this wire; empty where nothing does."""
+        self._asked = 0
+        """How many it may bring without having any back."""
+        self._before = 0
+        """The last delivery that was brought before that one was there."""
+        self._arrive: Callable[[Arrival], None] = self._arrived.append
 
     async def raw(self, at_most: int) -> list[Arrival]:
         """Wait for at least one message; from whichever node has it. Raises `QueueUnavailable`."""
@@ -69,6 +77,39 @@ class Reader:
         self._let_go()
         if wire is not None:
             await self._link.close(wire)
+
+    async def hold(self, prefetch: int) -> None:
+        """As the `Consumer` port says. The broker takes another measure only from a consumer that begins."""
+        async with self._holding:
+            self._prefetch = prefetch
+            wire = self._wire
+            before = sum(tag <= self._before for tag in self._unsettled)
+            if wire is None or not wire.is_open or max(0, prefetch - before) == self._asked:
+                return
+            try:
+                await self._link.answered(self._hold(wire), self._link.settings.confirm_timeout_s, is_finished=True)
+            except TROUBLES as error:
+                log.debug("a queue is read anew", queue=self.queue, node=wire.node, reason=explained(error))
+                if self._wire is wire:
+                    self._hang_up()
+
+    async def _hold(self, wire: Wire) -> None:
+        consumer, self._consumer = self._consumer, ""
+        if consumer:
+            await wire.channel.basic_cancel(consumer)
+        if self._wire is not wire:
+            return
+        surplus = min(max(0, len(self._unsettled) - self._prefetch), len(self._arrived))
+        self.settle([self.tag_of(self._arrived.pop()) for _ in range(surplus)], handed_back)
+        self._before = max(self._unsettled, default=self._before)
+        self._asked = max(0, self._prefetch - len(self._unsettled))
+        if self._asked:
+            await self._consume(wire)
+
+    async def _consume(self, wire: Wire) -> None:
+        await wire.channel.basic_qos(prefetch_count=self._asked)
+        told = await wire.channel.basic_consume(self._full_name, self._arrive, arguments=self.arguments())  # type: ignore[arg-type]
+        self._consumer = told.consumer_tag or ""
 
     def arguments(self) -> dict[str, Any]:
         """How the broker is to deliver; asked for anew with each wire."""
@@ -98,7 +139,6 @@ class Reader:
     async def _begin(self, wire: Wire) -> None:
         limit_s = self._link.settings.confirm_timeout_s
         await self._link.declare(wire, self.queue)
-        await self._link.answered(wire.channel.basic_qos(prefetch_count=self._prefetch), limit_s)
         number = next(_wires)
 
         def arrived(message: Arrival) -> None:
@@ -112,14 +152,12 @@ class Reader:
                 self._hang_up()
 
         self._wire, self._wire_number = wire, number
+        self._arrive, self._asked, self._before = arrived, self._prefetch, 0
         wire.lane.on_arrival = arrived
         wire.channel.on_consumer_cancel_callbacks.add(cancelled)
         wire.channel.closing.add_done_callback(lambda _: self._stirred.set())
         try:
-            await self._link.answered(
-                wire.channel.basic_consume(self._full_name, arrived, arguments=self.arguments()),  # type: ignore[arg-type]
-                limit_s,
-            )
+            await self._link.answered(self._consume(wire), limit_s)
         except BaseException:
             self._wire = None
             self._let_go()
@@ -137,7 +175,7 @@ class Reader:
         except TimeoutError:
             try:
                 await self._link.answered(
-                    wire.channel.basic_qos(prefetch_count=self._prefetch), self._link.settings.confirm_timeout_s
+                    wire.channel.basic_qos(prefetch_count=self._asked), self._link.settings.confirm_timeout_s
                 )
             except TROUBLES as error:
                 log.warning("a node of RabbitMQ fell silent", node=wire.node, reason=explained(error))
