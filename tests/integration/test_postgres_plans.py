@@ -78,7 +78,7 @@ ANALYZE
 """
 
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
-WITHOUT_TABLES = {"lock_message_name", "newest_position", "tell_tasks", "tell_queues", "event_writers"}
+WITHOUT_TABLES = {"lock_message_name", "newest_position", "tell_tasks", "tell_queues", "event_writers", "time_now"}
 """These read none, or those of PostgreSQL alone."""
 SMALL = {"all_beats"}
 """These read a table as a whole that has a row for each worker."""

@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,9 @@ async def begin_queue(
     """The queue that workers read, tended; with a broker the table of PostgreSQL is its outbox."""
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
-    begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
+    if stores.clock is not None:
+        begin(stores.clock.run, "ask the database for its time")
+    begin(lambda: sweep(stores.tasks, stores.wall), "look at deadlines of tasks")
     if stores.database is not None:
         begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
@@ -113,7 +114,7 @@ def make_worker(
         messages=stores.messages,
         agents=agents,
         default_model=settings.tasks.model,
-        wall=_now,
+        wall=stores.wall,
     )
     rules = WorkerRules(
         name=f"{socket.gethostname()}:{os.getpid()}",
@@ -165,10 +166,6 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _slots(settings: TaskSettings, queue: str) -> int:

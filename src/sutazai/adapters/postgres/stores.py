@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
+from sutazai.adapters.postgres.clock import DatabaseClock
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.files import PostgresFileStore
@@ -54,8 +56,14 @@ class Stores:
     schedules: ScheduleStore
     database: Database | None = None
     """What they are kept in, for its upkeep; None in memory."""
+    clock: DatabaseClock | None = None
+    """Its time; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
+
+    def wall(self) -> datetime:
+        """The time that all who share these stores go by."""
+        return datetime.now(UTC) if self.clock is None else self.clock()
 
 
 @asynccontextmanager
@@ -103,15 +111,18 @@ async def _connected(
 ) -> AsyncIterator[Stores]:
     async with connected(url, settings) as database:
         await migrate.migrate(database, migrate.read())
+        clock = DatabaseClock(database)
+        await clock.ask()
         yield Stores(
             database=database,
+            clock=clock,
             keys=PostgresKeyStore(database),
             usage=PostgresUsageStore(database),
             tenants=PostgresTenantStore(database),
             audit=PostgresAuditLog(database),
             sessions=PostgresSessionStore(database),
-            tasks=PostgresTaskStore(database, max_length=max_length),
-            queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s),
+            tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
+            queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
             messages=PostgresMessageStore(database),
             replay=PostgresReplayStore(database),
             webhooks=PostgresWebhookStore(database),
