@@ -22,7 +22,7 @@ A tenant is a name that keys carry. Those that nobody set have the defaults of `
 Example: `sutazai tenants set acme --weight 2 --requests-per-minute 600`""",
 )
 
-_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "KEYS")
+_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "REGION", "LIMITS", "BURST", "KEYS")
 
 
 @app.command(name="set")
@@ -32,6 +32,7 @@ def set_(
     *,
     weight: float | None = None,
     priority: PriorityName | None = None,
+    region: str | None = None,
     limits: LimitOptions = NO_OPTIONS,
 ) -> int:
     """
@@ -40,7 +41,7 @@ def set_(
     Where a tenant has no limit of its own, the one in `[limits]` of the settings counts.
 
     Examples: `sutazai tenants set acme --weight 2 --requests-per-minute 600`,
-    `sutazai tenants set acme --requests-per-minute none`
+    `sutazai tenants set acme --requests-per-minute none`, `sutazai tenants set acme --region eu`
 
     Parameters
     ----------
@@ -50,6 +51,9 @@ def set_(
         Its share of the pool when all are busy, relative to others, who have 1.
     priority
         The highest that its requests can have.
+    region
+        Its home: where its tasks, files, sessions, schedules and messages are kept. It cannot be changed while there
+        are any.
     """
 
     async def work(stores: Stores) -> int:
@@ -59,6 +63,7 @@ def set_(
             weight=before.weight if weight is None else weight,
             priority=before.priority if priority is None else Priority[priority.upper()],
             limits=limits.applied_to(before.limits),
+            region=before.region if region is None else region,
         )
         await stores.tenants.set(after, by=who())
         sys.stdout.write(f"The tenant {name!r} is set.\n")
@@ -158,4 +163,5 @@ def _shown(tenant: Tenant, *, is_defined: bool) -> dict[str, object]:
 
 def _cells(tenant: Tenant, keys: int) -> list[str]:
     priority = tenant.priority.name.lower()
-    return [tenant.name, f"{tenant.weight:g}", priority, told(tenant.limits), f"{tenant.limits.burst_s:g} s", str(keys)]
+    burst = f"{tenant.limits.burst_s:g} s"
+    return [tenant.name, f"{tenant.weight:g}", priority, tenant.region, told(tenant.limits), burst, str(keys)]

@@ -64,11 +64,16 @@ class TenantBody(Body, frozen=True):
     weight: float = 1.0
     priority: PriorityName = "normal"
     limits: LimitsBody = LimitsBody()
+    region: str = ""
 
     def tenant(self, name: str) -> Tenant:
         """As a value of the core."""
         return Tenant(
-            name=name, weight=self.weight, priority=Priority[self.priority.upper()], limits=self.limits.limits()
+            name=name,
+            weight=self.weight,
+            priority=Priority[self.priority.upper()],
+            limits=self.limits.limits(),
+            region=self.region,
         )
 
 
@@ -95,6 +100,7 @@ def told_tenant(tenant: Tenant, *, is_defined: bool) -> dict[str, object]:
         "weight": tenant.weight,
         "priority": told_priority(tenant.priority),
         "limits": asdict(tenant.limits),
+        "region": tenant.region,
         "is_defined": is_defined,
     }
 

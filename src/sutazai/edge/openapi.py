@@ -70,7 +70,11 @@ LIMITS: Schema = {
     },
 }
 TENANT_BODY: Schema = _body(
-    [], weight={"type": "number", "exclusiveMinimum": 0, "maximum": 1000}, priority=PRIORITY, limits=LIMITS
+    [],
+    weight={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+    priority=PRIORITY,
+    limits=LIMITS,
+    region={"type": "string"},
 )
 KEY_BODY: Schema = _body(
     ["name"],
@@ -98,7 +102,7 @@ SESSION: Schema = _body(
     metadata={"type": "object"},
 )
 FORGET_BODY: Schema = _body([], tenant=WORD, model=WORD, tag=WORD, fingerprint=WORD)
-TENANT: Schema = _body(["name", "weight", "priority", "limits", "is_defined"], limits={"type": "object"})
+TENANT: Schema = _body(["name", "weight", "priority", "limits", "region", "is_defined"], limits={"type": "object"})
 KEY: Schema = _body(["id", "name", "tenant", "role", "scopes", "priority", "limits"], scopes={"type": "array"})
 NEW_KEY: Schema = KEY | {"required": [*KEY["required"], "key"]}
 
