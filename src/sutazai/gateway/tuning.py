@@ -22,13 +22,18 @@ from sutazai.gateway.pulled import Pulled
 from sutazai.policy.tuning import REPEATS, Grid, Sample, Tuning, choose, search
 from sutazai.ports.nodes import NodeClient
 
-ANSWERS_S, PROMPT_S = 3.0, 1.5
-"""What the two parts of a sample take about; shorter ones drown in noise."""
-FEWEST_TOKENS, MOST_TOKENS = 8, 256
-"""Of one answer."""
+ANSWERS_S, PROMPT_S = 5.0, 1.5
+"""What the two parts of a sample take about, the first where one answer is made after the other; shorter ones drown
+in noise."""
+FEWEST_ANSWERS = 16
+"""In a sample, so that the slots of most tunings are filled more than once."""
+FEWEST_TOKENS, MOST_TOKENS = 16, 256
+"""Of one answer that is measured; in shorter ones the reading of its prompt would weigh too much."""
+LOOK_TOKENS = 8
+"""Of an answer that only tells how fast the node is about."""
 FEWEST_WORDS = 32
 """Of a prompt that is measured."""
-WORD_BYTES = 2
+NUMBER_BYTES, WORD_BYTES = 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +101,8 @@ async def tune(
                 try:
                     async with subject.opened(tuning) as node:
                         asking = _Asking(node, subject, clock)
-                        await asking.ask(FEWEST_WORDS, FEWEST_TOKENS)  # loads the model
-                        work = work or await asking.work(max(grid.slots))
+                        await asking.ask(FEWEST_WORDS, LOOK_TOKENS)  # loads the model
+                        work = work or await asking.work(max(FEWEST_ANSWERS, *grid.slots))
                         while course.wanted == tuning:
                             await subject.check()
                             course.take(await asking.sample(tuning, work))
@@ -148,7 +153,7 @@ class _Asking:
         took_s, usage = await self._timed(self.ask(FEWEST_WORDS, 1))
         tokens_per_word = max(1.0, usage.input_tokens / FEWEST_WORDS)
         words = min(FEWEST_WORDS * PROMPT_S / took_s, self._subject.most_prompt_tokens / tokens_per_word)
-        took_s, usage = await self._timed(self.ask(1, FEWEST_TOKENS))
+        took_s, usage = await self._timed(self.ask(0, LOOK_TOKENS))
         tokens = usage.output_tokens * ANSWERS_S / took_s / answers
         return Work(answers, int(min(max(tokens, FEWEST_TOKENS), MOST_TOKENS)), max(FEWEST_WORDS, int(words)))
 
@@ -161,7 +166,7 @@ class _Asking:
         )
 
     async def ask(self, words: int, tokens: int) -> Usage:
-        """One request: a prompt of so many words, an answer of at most so many tokens. Raises `NodeFault`."""
+        """One request, for at most so many tokens; its prompt is a number and so many words. Raises `NodeFault`."""
         pulled = Pulled()
         try:
             pulled.begin(self._node, self._request(words, tokens))
@@ -180,7 +185,7 @@ class _Asking:
 
         async def one() -> None:
             async with waiting:
-                usage = await self.ask(1, work.answer_tokens)
+                usage = await self.ask(0, work.answer_tokens)
             total.output_tokens += usage.output_tokens
 
         try:
@@ -197,11 +202,11 @@ class _Asking:
         return max(1e-6, self._clock() - began), usage
 
     def _request(self, words: int, tokens: int) -> Request:
-        number = secrets.token_hex(8)
+        number = secrets.token_hex(NUMBER_BYTES)
         text = " ".join(secrets.token_hex(WORD_BYTES) for _ in range(words))
         body = {
             "model": self._subject.model,
-            "messages": [{"role": "user", "content": f"{number} {text}"}],
+            "messages": [{"role": "user", "content": f"{number} {text}".rstrip()}],
             "max_tokens": tokens,
             "temperature": 0,
             **self._subject.options,
