@@ -105,6 +105,11 @@ app.command(
     help="Bring the tables up to date, and find slow statements.\n\nExample: `sutazai db migrate --dry-run`",
 )
 app.command(
+    "sutazai.cli.shards:app",
+    name="shards",
+    help="Spread tenants' data over databases.\n\nExample: `sutazai shards list`",
+)
+app.command(
     "sutazai.cli.config:app",
     name="config",
     help="Show and check the settings.\n\nExample: `sutazai config check sutazai.toml`",
