@@ -152,16 +152,14 @@ async def test_carriers_that_are_killed_between_telling_and_writing_it_down_lose
                         await process.wait()
                 deaths += 1
 
+        await submitted(stores, 700)  # three messages of the stream, and each process lives for two
         keeping = [asyncio.create_task(keep_one()) for _ in range(2)]
-        unseen, seen, messages = Unseen(), list[Notice](), 0
+        unseen, seen, told = Unseen(), list[Notice](), 0
         try:
             async with open_rabbitmq(settings) as queue, queue.events.read() as reader:
-                for number in range(12):
-                    await submitted(stores, 100)
-                    await stores.messages.send("acme", "board", sender="", body=str(number))
-                while len(seen) < 1212:
+                while len(seen) < 700:
                     for entry in await reader.take(100):
-                        messages += 1
+                        told += len(entry.body.splitlines())
                         seen += unseen.notices_of(entry.body)
         finally:
             for each in keeping:
@@ -170,9 +168,7 @@ async def test_carriers_that_are_killed_between_telling_and_writing_it_down_lose
 
         assert named(seen) == await kept(stores)
     assert deaths > 0
-    assert [notice.body for notice in seen if isinstance(notice, MessageNotice)] == [
-        msgspec.Raw(b"%d" % number) for number in range(12)
-    ]
+    assert told > 700
 
 
 async def test_a_broker_that_is_away_is_told_later(rabbit_node: Rabbits, settings: Rabbitmq, stores: Stores) -> None:

@@ -183,7 +183,14 @@ def node_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
     if not findings:
         unseen = "`cluster_partition_handling` cannot be seen from here; let it be pause_minority."
         remedy = unseen if len(nodes) > 1 else ""
-        findings.append(Finding("rabbitmq cluster", Level.OK, f"{len(running)} nodes run, without alarms", remedy))
+        findings.append(
+            Finding(
+                "rabbitmq cluster",
+                Level.OK,
+                f"{len(running)} {'node runs' if len(running) == 1 else 'nodes run'}, without alarms",
+                remedy,
+            )
+        )
     return findings
 
 

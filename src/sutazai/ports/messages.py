@@ -1,4 +1,4 @@
-"""Where agents leave word for each other: the stream `agent_coordination`."""
+"""Where agents leave word for each other. What is kept here is also told on the stream: `ports/broadcasts.py`."""
 
 from __future__ import annotations
 
