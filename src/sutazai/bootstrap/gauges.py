@@ -62,7 +62,7 @@ def _broker(side: BrokerSide) -> Iterator[Metric]:
     behind_s = [((each.source.value, each.shard), each.behind_s) for each in side.broadcasts]
     yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, label)
     carried = [((each.source.value, each.shard), each.carried) for each in side.broadcasts]
-    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, label)
+    yield counter("sutazai_broadcast_notices", "Events and messages told on the stream from here.", carried, label)
 
 
 def database_gauges(states: Sequence[ServersState]) -> Iterator[Metric]:

@@ -64,6 +64,8 @@ class Database:
         self._slots: Sequence[int] = ()
         self.sql = sql
         """Statements by name."""
+        self.whole = self
+        """What this is a view of; itself where it is none."""
 
     @property
     def is_direct(self) -> bool:
