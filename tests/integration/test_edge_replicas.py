@@ -327,6 +327,27 @@ async def test_without_the_replica_the_primary_answers(pair: Pair, gateways: Sta
     assert await reads_from(wire, pair[0])
 
 
+async def test_metrics_tell_roles_and_that_another_one_was_promoted(
+    pair: Pair, gateways: StartGateway, dial: Dial
+) -> None:
+    wire = await opened(pair, gateways, dial)
+    primary, replica = pair
+
+    async def gauges(name: str) -> list[float]:
+        return [await wire.gauge(f'sutazai_database_{name}{{server="{server.host}"}}') for server in pair]
+
+    assert await gauges("primary") == [1, 0]
+    assert await gauges("up") == [1, 1]
+    assert await wire.gauge(f'sutazai_database_lag_seconds{{server="{replica.host}"}}') < 2 * LAG_S
+    primary.kill()
+    await replica.promote()
+    await submitted(wire)
+
+    assert await gauges("primary") == [0, 1]
+    assert await gauges("up") == [0, 1]
+    assert await wire.gauge("sutazai_database_primary_changes_total") == 1
+
+
 async def test_without_the_primary_reads_go_on_and_writes_are_told(
     pair: Pair, gateways: StartGateway, dial: Dial
 ) -> None:
