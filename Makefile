@@ -32,7 +32,7 @@ lock:  ## Pin the newest versions that pyproject.toml allows
 	@scripts/lock
 
 clean:  ## Remove everything that was made here
-	@rm -rf .venv .venv-bench node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	@rm -rf .venv .venv-bench .venv-patroni node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 .venv/run.stamp: requirements.lock pyproject.toml scripts/setup
 	@scripts/setup run
@@ -40,5 +40,5 @@ clean:  ## Remove everything that was made here
 .venv/dev.stamp: requirements-dev.lock pyproject.toml scripts/setup
 	@scripts/setup dev
 
-.venv/servers.stamp: scripts/setup .venv/dev.stamp
+.venv/servers.stamp: scripts/setup tests/patroni.lock .venv/dev.stamp
 	@scripts/setup servers

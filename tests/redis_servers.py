@@ -244,11 +244,11 @@ def free_port() -> int:
             return port
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
+def until(holds: Callable[[], bool], what: str, within_s: float = READY_S) -> None:
     """Wait until something holds; for fixtures, which may block."""
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + within_s
     while not holds():
-        assert time.monotonic() < deadline, f"{what} was not ready within {READY_S:g} s"
+        assert time.monotonic() < deadline, f"{what} was not ready within {within_s:g} s"
         time.sleep(0.02)
 
 

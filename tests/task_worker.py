@@ -23,10 +23,12 @@ from sutazai.ports.queue import Queue
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
-from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
+from sutazai.testing.objects import MemoryObjects
 
 SLOTS = 16
 
@@ -35,6 +37,9 @@ class NoModels:
     """These agents ask nobody."""
 
     async def chat(self, body: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
+    async def ask(self, endpoint: str, body: Any, **_: Any) -> Any:
         raise NotImplementedError
 
     async def usual(self) -> str:
@@ -80,6 +85,7 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
             models=NoModels(),
             messages=stores.messages,
             agents=known,
+            results=Results(MemoryObjects(), max_inline_bytes=2**18),
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )
@@ -90,7 +96,7 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
         if broker is not None:
             queue = await stack.enter_async_context(open_rabbitmq(broker))
             group.create_task(Relay(stores.queue, queue, [TASK_PROCESSING]).run())
-            group.create_task(end_dead_letters(queue, stores.tasks))
+            group.create_task(DeadLetters(queue, stores.tasks).run())
         worker = Worker(queue, around, rules, mine=frozenset(known), random=random.random)
         group.create_task(worker.run())
         sys.stdout.write("works\n")

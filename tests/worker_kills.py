@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import asyncpg
+from tests.task_worker import NoModels
 
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -29,8 +30,10 @@ from sutazai.core.task import TaskDraft, id_of
 from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.settings.secret import Secret
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
+from sutazai.testing.objects import MemoryObjects
 
 POOL = 6
 """Processes that are alive at a time."""
@@ -80,16 +83,6 @@ class Toll:
         )
 
 
-class NoModels:
-    """These agents ask nobody."""
-
-    async def chat(self, body: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    async def usual(self) -> str:
-        raise NotImplementedError
-
-
 def effect_of(database: Database) -> Agent:
     """An agent that says that it runs, waits, and then has its effect: once for each task."""
 
@@ -129,6 +122,7 @@ async def _work(url: str, name: str) -> None:
             models=NoModels(),
             messages=PostgresMessageStore(database),
             agents={agent.name: agent},
+            results=Results(MemoryObjects(), max_inline_bytes=2**18),
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )

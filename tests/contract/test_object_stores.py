@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]  # it ships none
@@ -77,6 +77,33 @@ async def test_an_object_takes_the_place_of_the_one_before(objects: ObjectStore)
     await objects.put(NAME, b"two")
 
     assert await objects.get(NAME) == b"two"
+
+
+async def parts_of(*contents: bytes, then: Exception | None = None) -> AsyncIterator[bytes]:
+    for content in contents:
+        yield content
+    if then is not None:
+        raise then
+
+
+@pytest.mark.parametrize("contents", [[], [b""], [b"one", b"", b"two"], [bytes(2_500_000)] * 3])
+async def test_a_stream_of_any_size_is_written_whole(objects: ObjectStore, contents: list[bytes]) -> None:
+    await objects.put(NAME, b"before")
+
+    assert await objects.put_stream(NAME, parts_of(*contents)) == sum(map(len, contents))
+
+    assert await objects.get(NAME) == b"".join(contents)
+
+
+async def test_a_stream_that_breaks_off_leaves_what_was_there(objects: ObjectStore) -> None:
+    await objects.put(NAME, b"before")
+
+    for contents in ([b"x"], [bytes(6_000_000)] * 2):
+        with pytest.raises(NotFound, match="gone"):
+            await objects.put_stream(NAME, parts_of(*contents, then=NotFound("It was gone.")))
+
+    assert await objects.get(NAME) == b"before"
+    assert await objects.list("t-acme", limit=9) == [NAME]
 
 
 async def test_a_new_object_takes_no_place_of_another(objects: ObjectStore) -> None:
@@ -182,6 +209,39 @@ async def test_a_bucket_that_keeps_silent_is_given_up(tmp_path: Path) -> None:
         objects = open_objects(bucket(f"http://127.0.0.1:{silent.getsockname()[1]}", "", timeout_s=0.2), tmp_path)
         with pytest.raises(StoreUnavailable):
             await objects.put(NAME, b"x")
+
+
+async def test_a_stream_into_a_bucket_that_keeps_silent_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        objects = open_objects(bucket(f"http://127.0.0.1:{silent.getsockname()[1]}", "", timeout_s=0.2), tmp_path)
+        for content in (b"x", bytes(9_000_000)):
+            with pytest.raises(StoreUnavailable):
+                await objects.put_stream(NAME, parts_of(content))
+
+
+async def test_a_stream_may_take_longer_than_the_limit_of_a_call(tmp_path: Path) -> None:
+    objects = open_objects(Objects(timeout_s=0.1), tmp_path)
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            yield b"x"
+
+    assert await objects.put_stream(NAME, slow()) == 4
+
+
+async def test_a_stream_that_is_cancelled_leaves_nothing(objects: ObjectStore) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield bytes(9_000_000)
+        await asyncio.Event().wait()
+
+    writing = asyncio.create_task(objects.put_stream(NAME, endless()))
+    await asyncio.sleep(0.2)
+    writing.cancel()
+    await asyncio.wait([writing])
+
+    assert writing.cancelled()
+    assert await objects.list("t-acme", limit=9) == []
 
 
 def test_one_key_without_the_other_is_a_mistake(tmp_path: Path) -> None:

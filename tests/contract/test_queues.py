@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 import pytest
 from tests.postgres_databases import fresh_database
 from tests.rabbit_servers import Rabbits, eventually, plain_channel
+from tests.shards import two_shards
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.queue import PostgresQueue
+from sutazai.adapters.postgres.sharded.queue import ShardedQueue
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import full_name
 from sutazai.core.request import Priority
@@ -83,8 +85,33 @@ async def in_postgresql(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
             await asyncio.wait([tending])
 
 
+@asynccontextmanager
+async def in_two_shards(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    async with two_shards(request.getfixturevalue("two_databases")) as shards:
+        queue = ShardedQueue(shards, max_length=MAX_LENGTH)
+
+        async def put_unreadable() -> None:
+            nothing = Message(task="", queue=TASKS, tenant="", agent="")
+            database = shards.databases["odd"]
+            async with database.transaction() as connection:
+                now = datetime.now(UTC)
+                await put(connection, database.sql, [(nothing, now)], now=now)
+
+        tending = asyncio.create_task(queue.run(), name="tend the queue")
+        try:
+            yield Place(queue, put_unreadable)
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
+
+
 Factory = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Place]]
-FACTORIES: Mapping[str, Factory] = {"memory": in_memory, "rabbitmq": in_rabbitmq, "postgresql": in_postgresql}
+FACTORIES: Mapping[str, Factory] = {
+    "memory": in_memory,
+    "rabbitmq": in_rabbitmq,
+    "postgresql": in_postgresql,
+    "two shards": in_two_shards,
+}
 
 
 @pytest.fixture(
@@ -95,6 +122,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if name == "postgresql":
         request.getfixturevalue("data_dir")
+    if name == "two shards":
+        request.getfixturevalue("two_databases")
     return name
 
 
@@ -251,6 +280,49 @@ async def test_no_more_is_held_than_the_prefetch(queue: Queue) -> None:
         await consumer.ack(held[:1])
         assert len(await consumer.take(6)) == 1
         assert await takes_nothing(consumer)
+
+
+async def test_a_consumer_that_is_to_hold_less_gives_what_it_did_not_take_to_others(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=5) as consumer, queue.consume(TASKS, prefetch=6) as other:
+        held = await consumer.take(2)
+        await consumer.hold(0)
+        taken = await all_of(other, 6 - len(held))
+        assert await takes_nothing(consumer)
+        await consumer.ack(held)
+
+    assert sorted(tasks_of([*held, *taken])) == sorted(word.task for word in words(6))
+
+
+async def test_a_consumer_that_is_to_hold_less_takes_nothing_before_it_does(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=3) as consumer:
+        held = await all_of(consumer, 3)
+        await consumer.hold(2)
+        await consumer.ack(held[:1])
+        await consumer.hold(2)
+        assert await takes_nothing(consumer)
+        await consumer.ack(held[1:])
+        await consumer.hold(2)
+        assert len(await all_of(consumer, 2)) == 2
+        assert await takes_nothing(consumer)
+
+
+async def test_a_consumer_that_may_hold_more_takes_more(queue: Queue) -> None:
+    await queue.put(words(6))
+
+    async with queue.consume(TASKS, prefetch=1) as consumer:
+        held = await all_of(consumer, 1)
+        await consumer.hold(4)
+        held += await all_of(consumer, 3)
+        assert await takes_nothing(consumer)
+        await consumer.ack(held)
+        await consumer.hold(4)
+        held += await all_of(consumer, 2)
+
+    assert sorted(tasks_of(held)) == sorted(word.task for word in words(6))
 
 
 async def test_no_more_is_taken_than_was_asked_for(queue: Queue) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
+from tests.shards import addresses
 
-from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.errors import NotFound
 from sutazai.core.schedule import Schedule
 from sutazai.core.task import TaskDraft
 from sutazai.ports.tasks import TaskFilter
-from sutazai.settings.model import Database
-from sutazai.settings.secret import Secret
 from sutazai.tasks.recurring import Recurring
 from sutazai.tasks.submit import Submission
 from sutazai.testing.plain_agents import plain_agents
@@ -28,13 +25,9 @@ DRAFT = TaskDraft(tenant="acme", agent="echo", queue="of before")
 LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture
-async def stores(server: str) -> AsyncIterator[Stores]:
-    connection: Any = await asyncpg.connect(server)
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    await connection.close()
-    async with open_stores(Database(url=Secret(server)), Path("/nowhere")) as opened:
-        yield opened
+@pytest.fixture(params=["postgres", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.redis_servers import Servers
+from tests.shards import sharded_stores
 
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.redis.link import open_redis
@@ -37,20 +38,27 @@ class Place:
     url: str | None
     """Of PostgreSQL; None = in memory."""
     redis: Redis | None
+    shards: Sequence[str] = ()
 
 
-@pytest.fixture(params=["memory", "postgres", "postgres and redis"])
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "postgres and redis", "two shards"])
 def place(request: pytest.FixtureRequest) -> Place:
     """Servers that run. A plain fixture: these start on an event loop of their own."""
     if request.param == "memory":
         return Place(None, None)
-    url = str(request.getfixturevalue("server"))
+    if request.param == "two shards":
+        return Place(None, None, tuple(request.getfixturevalue("two_databases")))
+    url = str(request.getfixturevalue("pooled_server" if request.param == "pgbouncer" else "server"))
     return Place(url, _redis(request.getfixturevalue("well_redis")) if "redis" in request.param else None)
 
 
 @pytest.fixture
 async def store(place: Place) -> AsyncIterator[SessionStore]:
     """An empty store."""
+    if place.shards:
+        async with sharded_stores(place.shards) as sharded:
+            yield sharded.sessions
+        return
     if place.url is None:
         yield MemorySessions()
         return

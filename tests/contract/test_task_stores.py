@@ -13,9 +13,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.shards import addresses, two_shards
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.errors import BadRequest, Conflict, Overloaded
 from sutazai.core.request import Priority
@@ -88,11 +90,26 @@ class Place:
     """Tasks that the queue holds word of, those for later too, in the order they came."""
 
 
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
+
+
 @pytest.fixture
-async def place(url: str | None) -> AsyncIterator[Place]:
+async def place(urls: Sequence[str]) -> AsyncIterator[Place]:
     """An empty store with a queue of so many."""
     wall = Wall()
-    if url is None:
+    if len(urls) > 1:
+        async with two_shards(urls) as shards:
+            sharded = ShardedTaskStore(shards, max_length=LIMIT, wall=wall)
+
+            async def all_written() -> Sequence[str]:
+                rows = [row for url in urls for row in await _query(url, "SELECT task FROM dispatch ORDER BY id")]
+                return [f"task_{row['task'].hex}" for row in rows]
+
+            yield Place(store=sharded, wall=wall, words=all_written)
+        return
+    if not urls:
         queue = ListQueue()
         memory = MemoryTaskStore(queue, max_length=LIMIT, wall=wall)
 
@@ -101,6 +118,7 @@ async def place(url: str | None) -> AsyncIterator[Place]:
 
         yield Place(store=memory, wall=wall, words=told)
         return
+    (url,) = urls
     async with _opened(url, wall) as store:
 
         async def written() -> Sequence[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.shards import addresses
 
 from sutazai.core.errors import BadRequest
 from sutazai.core.identity import Limits, Tenant
@@ -22,6 +24,11 @@ ACME = Tenant(
     priority=Priority.HIGH,
     limits=Limits(requests_per_minute=600, money_per_month=12.75, concurrent_requests=0, burst_s=10.0),
 )
+
+
+@pytest.fixture(params=["memory", "postgres", "pgbouncer", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
 
 
 async def test_a_tenant_is_kept_as_it_was_set(stores: Stores) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from contextlib import aclosing
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import asyncpg
 import pytest
+from tests.shards import addresses
 
-from sutazai.adapters.postgres.stores import Stores, open_stores
+from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.task import Completed, Failed, FailureReason, Retried, Task, TaskDraft, TaskStatus
 from sutazai.ports.tasks import Change, Start
-from sutazai.settings.model import Database
-from sutazai.settings.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -23,13 +20,9 @@ if TYPE_CHECKING:
 HOOK = "https://example.org/done"
 
 
-@pytest.fixture
-async def stores(server: str) -> AsyncIterator[Stores]:
-    connection: Any = await asyncpg.connect(server)
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    await connection.close()
-    async with open_stores(Database(url=Secret(server)), Path("/nowhere")) as opened:
-        yield opened
+@pytest.fixture(params=["postgres", "two shards"])
+def urls(request: pytest.FixtureRequest) -> Sequence[str]:
+    return addresses(request)
 
 
 async def begun(stores: Stores, webhook: str = HOOK) -> Task:

@@ -71,11 +71,11 @@ def answer(received: Received) -> Answer | Fault:
     return Answer(tokens=("you said ", asked(received)))
 
 
-async def begun(client: openai.AsyncOpenAI, *lines: bytes) -> Batch:
+async def begun(client: openai.AsyncOpenAI, *lines: bytes, endpoint: Any = "/v1/chat/completions") -> Batch:
     file = await client.files.create(file=("lines.jsonl", b"\n".join(lines)), purpose="batch")
     return await client.batches.create(
         input_file_id=file.id,
-        endpoint="/v1/chat/completions",
+        endpoint=endpoint,
         completion_window="24h",
         metadata={"description": "nightly eval job"},
     )
@@ -122,6 +122,10 @@ async def test_every_line_is_answered_in_order_and_those_that_fail_are_in_the_er
     assert batch.request_counts is not None
     assert batch.request_counts.to_dict() == {"total": LINES, "completed": LINES - len(failed), "failed": len(failed)}
     assert batch.in_progress_at and batch.finalizing_at and batch.completed_at  # noqa: PT018 - one statement
+    assert batch.usage is not None
+    assert batch.usage.output_tokens == 2 * (LINES - len(failed))
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+    assert batch.model is None  # several were asked for
     output = await told(client, batch.output_file_id)
     good = [number for number in range(LINES) if number not in failed]
     assert [one["custom_id"] for one in output] == [f"request-{number}" for number in good]
@@ -140,6 +144,42 @@ async def test_every_line_is_answered_in_order_and_those_that_fail_are_in_the_er
     assert parts_in(tmp_path) == []
     kept = await client.files.retrieve(batch.output_file_id or "")
     assert (kept.purpose, kept.filename) == ("batch_output", f"{batch.id}_output.jsonl")
+
+
+async def test_texts_are_embedded(client: openai.AsyncOpenAI, node: FakeNode) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"model": "m", "input": "one"},
+        {"model": "m", "input": ["two", "three"]},
+        {"model": "m", "input": "four", "encoding_format": "base64"},
+        {"model": "m"},
+        {"model": "lost", "input": "five"},
+    ]
+    lines = [line(number, url="/v1/embeddings", body=body) for number, body in enumerate(bodies)]
+
+    batch = await until(client, await begun(client, *lines, endpoint="/v1/embeddings"), has_ended)
+
+    assert (batch.status, batch.endpoint) == ("completed", "/v1/embeddings")
+    output = await told(client, batch.output_file_id)
+    assert [one["custom_id"] for one in output] == ["request-0", "request-1", "request-2"]
+    for body, one in zip(bodies, output, strict=False):
+        at_once = await client.post("/embeddings", body=body, cast_to=object)
+        assert one["response"]["body"]["data"] == at_once["data"]  # type: ignore[index]
+    errors = await told(client, batch.error_file_id)
+    assert [one["response"]["status_code"] for one in errors] == [400, 404]
+    assert [one["response"]["body"]["error"]["param"] for one in errors] == ["input", "model"]
+
+
+async def test_texts_are_completed(client: openai.AsyncOpenAI, node: FakeNode) -> None:
+    node.default = Answer(tokens=("and ", "on"))
+    body = {"model": "m", "prompt": "on", "max_tokens": 5, "stream": True}
+
+    batch = await begun(client, line(1, url="/v1/completions", body=body), endpoint="/v1/completions")
+    batch = await until(client, batch, has_ended)
+
+    assert batch.model == "m"
+    (one,) = await told(client, batch.output_file_id)
+    assert one["response"]["body"]["object"] == "text_completion"
+    assert one["response"]["body"]["choices"][0]["text"] == "and on"
 
 
 async def test_an_input_with_mistakes_is_not_begun(client: openai.AsyncOpenAI, node: FakeNode) -> None:
@@ -167,13 +207,50 @@ async def test_a_batch_job_under_way_is_cancelled(client: openai.AsyncOpenAI, no
 
     cancelled = await client.batches.cancel(batch.id)
 
-    assert cancelled.status in {"cancelling", "cancelled"}
+    assert (cancelled.status, cancelled.output_file_id) == ("cancelling", None)
+    assert (await client.batches.list()).data[0].status in {"cancelling", "cancelled"}
     cancelled = await until(client, cancelled, has_ended)
-    assert (cancelled.status, cancelled.output_file_id) == ("cancelled", None)
+    assert cancelled.status == "cancelled"
+    assert cancelled.cancelling_at and cancelled.cancelled_at  # noqa: PT018 - one statement
+    assert cancelled.request_counts is not None
+    assert cancelled.request_counts.to_dict() == {"total": 60, "completed": 10, "failed": 50}
+    output = await told(client, cancelled.output_file_id)
+    assert {one["response"]["status_code"] for one in output} == {200}
+    errors = await told(client, cancelled.error_file_id)
+    assert {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+    assert sorted(one["custom_id"] for one in output + errors) == sorted(
+        f"request-{number}" for number in range(200, 260)
+    )
     async with asyncio.timeout(5.0):
         while node.active:
             await asyncio.sleep(LOOK_S)
-    assert (await client.batches.cancel(batch.id)).status == "cancelled"
+    assert parts_in(tmp_path) == []
+    assert await client.batches.cancel(batch.id) == cancelled
+
+
+@pytest.mark.deadline(90)
+async def test_a_batch_job_whose_day_is_over_has_files_of_what_was_answered(
+    client: openai.AsyncOpenAI, node: FakeNode, data_dir: Path, tmp_path: Path
+) -> None:
+    """Eight chunks of fifty lines are taken, four end after four seconds; one that waits is found late within one."""
+    node.default = Answer(first_token_s=0.3)
+    batch = await begun(client, *(line(number) for number in range(200, 602)))
+    batch = await until(client, batch, lambda one: completed_in(one) > 0)
+    async with open_stores(Database(), data_dir) as stores, stores.databases[0].transaction() as connection:
+        statement = "UPDATE tasks SET deadline = now() WHERE parent = $1::text::uuid"
+        await connection.execute(statement, batch.id.removeprefix("batch_"))
+
+    batch = await until(client, batch, has_ended)
+
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 402, "completed": 400, "failed": 2}
+    output = await told(client, batch.output_file_id)
+    assert [one["custom_id"] for one in output] == [f"request-{number}" for number in range(200, 600)]
+    errors = await told(client, batch.error_file_id)
+    assert [one["custom_id"] for one in errors] == ["request-600", "request-601"]
+    assert {(one["error"]["code"], one["response"]) for one in errors} == {("batch_expired", None)}
     assert parts_in(tmp_path) == []
 
 
@@ -183,6 +260,23 @@ async def test_what_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> No
 
     with pytest.raises(openai.ConflictError, match="completed already"):
         await client.batches.cancel(batch.id)
+
+
+async def test_a_batch_job_is_found_by_another_gateway_and_its_files_too(
+    client: openai.AsyncOpenAI, gateways: StartGateway, node: FakeNode, tmp_path: Path
+) -> None:
+    batch = await until(client, await begun(client, line(1), line(7)), has_ended)
+    other = await gateways(node, objects=Objects(url=str(tmp_path)))
+
+    url = f"http://127.0.0.1:{other.port}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as there:
+        assert await there.batches.retrieve(batch.id) == batch
+        for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+            assert file_id is not None
+            here = (await client.files.content(file_id)).content
+            assert (await there.files.content(file_id)).content == here
+            kept = await there.files.retrieve(file_id)
+            assert kept.bytes == len(here)
 
 
 async def test_batch_jobs_are_listed_newest_first_in_pages(client: openai.AsyncOpenAI) -> None:
@@ -202,7 +296,7 @@ async def test_batch_jobs_are_listed_newest_first_in_pages(client: openai.AsyncO
     [
         ({"input_file_id": "file-" + "0" * 32}, "input_file_id"),
         ({"input_file_id": "../secret"}, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": "b" * 513}}, "metadata"),
     ],
@@ -219,6 +313,16 @@ async def test_a_batch_job_that_cannot_be_is_refused(
 
     with pytest.raises(openai.BadRequestError, match=where):
         await client.batches.create(**wanted | changes)
+
+
+async def test_a_file_of_answers_is_no_input(client: openai.AsyncOpenAI) -> None:
+    batch = await until(client, await begun(client, line(1)), has_ended)
+    assert batch.output_file_id is not None
+
+    with pytest.raises(openai.BadRequestError, match="purpose is `batch_output`"):
+        await client.batches.create(
+            input_file_id=batch.output_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
 
 
 async def test_a_chunk_cannot_be_submitted_by_clients(client: openai.AsyncOpenAI) -> None:

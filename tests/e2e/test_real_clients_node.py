@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from sutazai.core.node import NodeKind
-from sutazai.settings.model import Timeouts
+from sutazai.settings.model import Objects, Timeouts
 from sutazai.testing import Answer, ToolCall
 from sutazai.testing.machine import vector
 
@@ -29,8 +29,8 @@ WEATHER = ToolCall(name="weather", arguments={"city": "Oslo", "days": 2})
 
 
 @pytest.fixture(scope="session")
-def script() -> Path:
-    """The script beside the packages of its lock file, which are fetched once for each state of that file."""
+def scripts() -> Path:
+    """The scripts beside the packages of their lock file, which are fetched once for each state of that file."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         if os.environ.get("CI") == "true":
@@ -44,8 +44,9 @@ def script() -> Path:
         fcntl.flock(gate, fcntl.LOCK_EX)  # other workers wait for the one that fetches
         if not (folder / "complete").exists():
             _install(npm, folder)
-        (folder / "talk.mjs").write_bytes((SOURCE / "talk.mjs").read_bytes())
-    return folder / "talk.mjs"
+        for source in SOURCE.glob("*.mjs"):
+            (folder / source.name).write_bytes(source.read_bytes())
+    return folder
 
 
 def _install(npm: str, folder: Path) -> None:
@@ -81,7 +82,7 @@ async def talked(script: Path, port: int, model: str) -> dict[str, Any]:
 @pytest.mark.deadline(150)
 @pytest.mark.parametrize("kind", list(NodeKind))
 async def test_the_client_for_javascript_gets_all_that_it_asks_for(
-    script: Path, gateways: StartGateway, fake_nodes: StartNode, kind: NodeKind
+    scripts: Path, gateways: StartGateway, fake_nodes: StartNode, kind: NodeKind
 ) -> None:
     node = await fake_nodes(kind)
     node.default = lambda received: (
@@ -89,7 +90,7 @@ async def test_the_client_for_javascript_gets_all_that_it_asks_for(
     )
     gateway = await gateways(node, timeouts=Timeouts(keep_alive_s=0.2))
 
-    saw = await talked(script, gateway.port, "llama3")
+    saw = await talked(scripts / "talk.mjs", gateway.port, "llama3")
 
     assert saw["chat"] == "Hello"
     assert saw["stream"] == ["Hel", "lo"]
@@ -102,3 +103,27 @@ async def test_the_client_for_javascript_gets_all_that_it_asks_for(
     assert saw["unknown"]["status"] == 404
     assert saw["unknown"]["type"] == "NotFoundError"
     assert "is on no node" in saw["unknown"]["message"]
+
+
+@pytest.mark.deadline(150)
+async def test_the_client_for_javascript_has_a_file_of_lines_answered(
+    scripts: Path, gateways: StartGateway, fake_nodes: StartNode, tmp_path: Path
+) -> None:
+    node = await fake_nodes(NodeKind.OPENAI, ("m",))
+    gateway = await gateways(node, with_worker=True, objects=Objects(url=str(tmp_path)))
+
+    saw = await talked(scripts / "batch.mjs", gateway.port, "m")
+
+    assert saw["batch"]["metadata"] == {"job": "test"}
+    assert saw["batch"]["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    (output,) = saw["output"]
+    assert output["custom_id"] == "line-0"
+    assert output["response"]["body"]["choices"][0]["message"]["content"] == "Hello"
+    (error,) = saw["errors"]
+    assert (error["custom_id"], error["response"]["status_code"]) == ("line-1", 404)
+    (embeddings,) = saw["embeddings"]
+    vectors = [one["embedding"] for one in embeddings["response"]["body"]["data"]]
+    assert vectors == [pytest.approx(vector(text), abs=1e-6) for text in ("one", "two")]
+    (wrong,) = saw["wrong"]
+    assert (wrong["code"], wrong["line"], wrong["param"]) == ("invalid_request", 2, "body")
+    assert saw["are_listed"]

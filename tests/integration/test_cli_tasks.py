@@ -17,7 +17,7 @@ import sutazai
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.core.task import Completed, Failed, FailureReason, Task, TaskStatus
 from sutazai.ports.tasks import Change, Start, TaskFilter
-from sutazai.settings.model import Database
+from sutazai.settings.model import Database, Objects
 from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
@@ -153,6 +153,21 @@ async def test_tail_and_wait_follow_a_task_to_its_end(shell: Shell, stores: Stor
     assert [event["kind"] for event in rest] == ["task.started", "task.completed"]
     assert tail.returncode == 0
     assert (waits.returncode, json.loads(out)) == (0, [8])
+
+
+async def test_a_result_from_the_object_store_is_shown_and_waited_for(gateways: StartGateway, tmp_path: Path) -> None:
+    gateway = await gateways(agents=plain_agents(), with_worker=True, objects=Objects(url=str(tmp_path)))
+    shell = Shell(gateway.port)
+    large = json.dumps("x" * 400_000)
+
+    waited = await shell.run("tasks", "submit", "anything", "-", "--wait", "--json", stdin=large)
+    task = json.loads(waited.out)
+    shown = json.loads((await shell.run("tasks", "show", task["id"], "--json")).out)
+    plain = await shell.run("tasks", "show", task["id"])
+
+    assert (waited.code, task["result"], shown["result"]) == (0, json.loads(large), json.loads(large))
+    assert shown["result_object"].startswith("t-local/results/")
+    assert json.loads(large) in plain.out
 
 
 async def test_tail_of_a_task_that_failed_says_so_by_its_exit_code(shell: Shell, stores: Stores) -> None:

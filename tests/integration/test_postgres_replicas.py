@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.postgres_servers import PostgresServer, streaming
+from tests.postgres_servers import PostgresServer, paused, streaming
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.core.errors import StoreUnavailable
+from sutazai.core.mark import BEGINNING, Mark
 from sutazai.settings.secret import Secret
 
 LIMIT_S = 20.0
@@ -54,36 +56,26 @@ async def writer(database: Database) -> int:
         return int(await connection.fetchval(WHO))
 
 
-async def reader(database: Database, after: int | None = None) -> int:
+async def reader(database: Database, after: Mark = BEGINNING) -> int:
     """The port of the server that reads."""
     async with database.reading(after) as connection:
         return int(await connection.fetchval(WHO))
 
 
-async def made(database: Database, number: int) -> int | None:
-    """Write a row; the token for those who are to see it."""
+async def made(database: Database, number: int) -> Mark:
+    """Write a row; the mark for those who are to see it."""
     async with database.transaction() as connection:
         await connection.execute("CREATE TABLE IF NOT EXISTS notes (number integer)")
         await connection.execute("INSERT INTO notes VALUES ($1)", number)
-    return await database.token()
+    mark = await database.newest("")
+    assert mark is not None
+    return mark
 
 
-async def seen(database: Database, number: int, after: int | None) -> bool:
+async def seen(database: Database, number: int, after: Mark) -> bool:
     """Whether the row is there for a reader."""
     async with database.reading(after) as connection:
         return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM notes WHERE number = $1)", number))
-
-
-@asynccontextmanager
-async def paused(*replicas: PostgresServer) -> AsyncIterator[None]:
-    """Replicas that go on to receive, but replay nothing."""
-    for replica in replicas:
-        await replica.ask("SELECT pg_wal_replay_pause()")
-    try:
-        yield
-    finally:
-        for replica in replicas:
-            await replica.ask("SELECT pg_wal_replay_resume()")
 
 
 async def test_the_primary_writes_and_replicas_read(well: Servers) -> None:
@@ -121,19 +113,19 @@ async def test_who_wrote_reads_it_though_replicas_stand_still(well: Servers) -> 
     async with opened(well) as database:
         await made(database, 0)
         async with paused(*replicas):
-            token = await made(database, 1)
+            mark = await made(database, 1)
 
-            assert await seen(database, 1, token)
-            assert await reader(database, token) == primary.port
+            assert await seen(database, 1, mark)
+            assert await reader(database, mark) == primary.port
 
         ports = {replica.port for replica in replicas}
-        await eventually(lambda: reads_after(database, token, *ports))
-        assert await seen(database, 1, token)
+        await eventually(lambda: reads_after(database, mark, *ports))
+        assert await seen(database, 1, mark)
 
 
-async def reads_after(database: Database, token: int | None, *ports: int) -> bool:
-    """Whether one of these may answer who holds the token."""
-    return await reader(database, token) in ports
+async def reads_after(database: Database, mark: Mark, *ports: int) -> bool:
+    """Whether one of these may answer who holds the mark."""
+    return await reader(database, mark) in ports
 
 
 async def test_a_hundred_writes_are_each_read_by_who_wrote_them(well: Servers) -> None:
@@ -170,6 +162,30 @@ async def test_a_killed_replica_is_not_missed(trio: Servers) -> None:
         await eventually(lambda: reads_from(database, first.port))
 
 
+async def test_what_a_replica_does_not_end_is_asked_of_the_primary(trio: Servers) -> None:
+    primary, *replicas = trio
+    async with opened(trio) as database:
+        ports = {replica.port for replica in replicas}
+        await eventually(lambda: reads_from(database, *ports))
+        slow = "SELECT inet_server_port() AS port, pg_sleep(CASE WHEN pg_is_in_recovery() THEN 60 ELSE 0 END)"
+        reading = asyncio.create_task(database.rows(slow, tenant="somebody", seen=BEGINNING), name="read")
+        for _ in replicas:  # one after the other is asked, and goes away
+            await eventually(lambda: is_asleep(*replicas))
+            (asked,) = [one for one in replicas if await is_asleep(one)]
+            asked.kill()
+
+        assert [row["port"] for row in await reading] == [primary.port]
+        state = database.servers()
+        assert state is not None
+        assert state.misses == len(replicas)
+
+
+async def is_asleep(*servers: PostgresServer) -> bool:
+    """Whether one of these has a reader that sleeps."""
+    asleep = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    return any([await server.ask(asleep) for server in servers if server.is_running])
+
+
 async def test_a_silent_replica_is_not_waited_for(well: Servers) -> None:
     primary, *replicas = well
     async with opened(well) as database:
@@ -188,13 +204,13 @@ async def test_a_silent_replica_is_not_waited_for(well: Servers) -> None:
 async def test_without_a_primary_replicas_read_on_and_writers_are_told(trio: Servers) -> None:
     primary, *replicas = trio
     async with opened(trio, limit_s=3.0) as database:
-        token = await made(database, 1)
+        mark = await made(database, 1)
         ports = {replica.port for replica in replicas}
-        await eventually(lambda: reads_after(database, token, *ports))
+        await eventually(lambda: reads_after(database, mark, *ports))
         primary.kill()
 
         for _ in range(3):
-            assert await seen(database, 1, token)
+            assert await seen(database, 1, mark)
         with pytest.raises(StoreUnavailable, match="No primary was found"):
             await writer(database)
         assert await reader(database) in ports
@@ -216,8 +232,8 @@ async def test_a_silent_primary_stops_no_reader(trio: Servers) -> None:
 async def test_writers_find_the_replica_that_was_promoted(trio: Servers) -> None:
     primary, first, _ = trio
     async with opened(trio) as database:
-        token = await made(database, 1)
-        await eventually(lambda: reads_after(database, token, first.port))
+        mark = await made(database, 1)
+        await eventually(lambda: reads_after(database, mark, first.port))
         primary.kill()
         await first.promote()
 
@@ -253,9 +269,9 @@ async def test_a_transaction_that_began_is_not_tried_again(trio: Servers) -> Non
             await cut_off()
 
 
-async def test_one_server_needs_no_token(well: Servers) -> None:
+async def test_one_server_needs_no_mark(well: Servers) -> None:
     async with open_database(well[0].url, timeout_s=LIMIT_S) as database:
-        assert await database.token() is None
+        assert await database.newest("") is None
         assert await reader(database) == well[0].port
 
 

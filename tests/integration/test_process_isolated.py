@@ -11,13 +11,15 @@ import pytest
 from sutazai.adapters.process.isolated import isolated
 from sutazai.core.errors import AgentCrashed, SutazaiError
 from sutazai.core.task import Submitted, Task, TaskDraft, after, task_id
-from sutazai.ports.agent import Agent, AgentContext, Said
+from sutazai.ports.agent import EMBEDDING, Agent, AgentContext, Answer, Said
 
 
 async def _adds(context: AgentContext, numbers: list[int]) -> dict[str, Any]:
     await context.progress({"seen": len(numbers)})
     said = await context.chat([{"role": "user", "content": "plus"}])
-    return {"sum": sum(numbers), "said": said.text, "pid": os.getpid()}
+    answer = await context.ask(EMBEDDING, {"input": ["a", "b"]})
+    told = (answer.body.decode(), answer.input_tokens)
+    return {"sum": sum(numbers), "said": said.text, "told": told, "pid": os.getpid()}
 
 
 async def _dies(context: AgentContext, value: Any) -> None:
@@ -66,6 +68,9 @@ class Context:
     async def chat(self, messages: Any, **_: Any) -> Said:
         return Said(text=messages[0]["content"])
 
+    async def ask(self, endpoint: str, body: Any) -> Answer:
+        return Answer(body=f'{{"of":"{endpoint}"}}'.encode(), input_tokens=len(body["input"]))
+
 
 async def test_an_isolated_agent_uses_its_context_and_gives_its_output() -> None:
     context = Context()
@@ -73,6 +78,7 @@ async def test_an_isolated_agent_uses_its_context_and_gives_its_output() -> None
     output = await isolated(adds).run(context, [1, 2, 3])  # type: ignore[arg-type]
 
     assert (output["sum"], output["said"], context.told) == (6, "plus", [{"seen": 3}])
+    assert output["told"] == ['{"of":"/v1/embeddings"}', 2]
     assert output["pid"] != os.getpid()
 
 

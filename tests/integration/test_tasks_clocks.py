@@ -46,16 +46,15 @@ class Clock:
 async def process(request: pytest.FixtureRequest, data_dir: Path) -> AsyncIterator[Stores]:
     """What a process has whose clock was set after it had begun."""
     async with fresh_stores(data_dir) as stores:
-        assert stores.database is not None
         own = Clock()
-        clock = DatabaseClock(stores.database, wall=own)
+        clock = DatabaseClock(stores.databases[0], wall=own)
         await clock.ask()
         own.off = request.param
         yield replace(
             stores,
             clock=clock,
-            tasks=PostgresTaskStore(stores.database, max_length=1000, wall=clock),
-            queue=PostgresQueue(stores.database, wall=clock),
+            tasks=PostgresTaskStore(stores.databases[0], max_length=1000, wall=clock),
+            queue=PostgresQueue(stores.databases[0], wall=clock),
         )
 
 
@@ -143,10 +142,9 @@ async def test_a_schedule_is_due_at_its_time(process: Stores, submission: Submis
 
 
 async def test_partitions_are_those_of_the_time_of_the_database(process: Stores) -> None:
-    assert process.database is not None
-    await Partitions(process.database, wall=process.wall).tend()
+    await Partitions(process.databases[0], wall=process.wall).tend()
 
-    months = {part.name.removeprefix("tasks_") for part in await all_parts(process.database) if part.begin}
+    months = {part.name.removeprefix("tasks_") for part in await all_parts(process.databases[0]) if part.begin}
     assert f"{datetime.now(UTC):%Y_%m}" in {month.removeprefix("events_") for month in months}
     assert min(months) >= f"{datetime.now(UTC):%Y_%m}"
 
@@ -163,5 +161,4 @@ async def test_nobody_is_taken_for_gone(process: Stores, submission: Submission)
 @pytest.fixture
 async def database(data_dir: Path) -> AsyncIterator[Database]:
     async with fresh_stores(data_dir) as stores:
-        assert stores.database is not None
-        yield stores.database
+        yield stores.databases[0]

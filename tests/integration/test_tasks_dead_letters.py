@@ -14,7 +14,7 @@ from tests.redis_servers import eventually
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.task import FailureReason, TaskDraft, TaskStatus
 from sutazai.ports.tasks import TaskFilter
-from sutazai.tasks.dead_letters import NAME, end_dead_letters
+from sutazai.tasks.dead_letters import NAME, DeadLetters
 from sutazai.tasks.relay import Relay
 from sutazai.testing.queue import MemoryQueue
 
@@ -31,7 +31,7 @@ async def stores(data_dir: Path) -> AsyncIterator[Stores]:
 async def broker(stores: Stores) -> AsyncIterator[MemoryQueue]:
     """A broker that gives up after two deliveries, fed by the outbox."""
     queue = MemoryQueue(max_length=10, delivery_limit=1)
-    work = [stores.queue.run(), Relay(stores.queue, queue, [QUEUE]).run(), end_dead_letters(queue, stores.tasks)]
+    work = [stores.queue.run(), Relay(stores.queue, queue, [QUEUE]).run(), DeadLetters(queue, stores.tasks).run()]
     tasks = [asyncio.create_task(each) for each in work]
     yield queue
     for task in tasks:
@@ -62,7 +62,7 @@ async def test_a_task_whose_word_was_given_up_is_failed_and_can_be_tried_again(
 async def test_what_is_unreadable_stays_among_the_dead_letters(stores: Stores) -> None:
     broker = MemoryQueue(max_length=10, delivery_limit=1)
     await broker.put_unreadable(NAME)
-    ending = asyncio.create_task(end_dead_letters(broker, stores.tasks))
+    ending = asyncio.create_task(DeadLetters(broker, stores.tasks).run())
 
     async def is_taken() -> bool:
         return await broker.depth(NAME) == 0

@@ -10,15 +10,19 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
 import pytest
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.stores import Stores
+from sutazai.core.errors import StoreUnavailable
 from sutazai.core.task import FailureReason, Progressed, Task, TaskDraft, TaskStatus
-from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext, Said
+from sutazai.ports.agent import EMBEDDING, TASK_PROCESSING, Agent, AgentContext, Answer, Said
 from sutazai.ports.tasks import Change, TaskStore
 from sutazai.tasks.context import Surroundings
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import PROGRESS_S, Worker, WorkerRules
+from sutazai.testing.objects import MemoryObjects
 
 TENANT = "acme"
 
@@ -30,6 +34,10 @@ class ParrotModels:
 
     async def chat(self, body: Any, **_: Any) -> Said:
         return Said(text=body["messages"][-1]["content"], model=body["model"], input_tokens=6, output_tokens=4)
+
+    async def ask(self, endpoint: str, body: Any, **_: Any) -> Answer:
+        told = {"endpoint": endpoint, "model": body["model"]}
+        return Answer(body=msgspec.json.encode(told), input_tokens=6, output_tokens=4)
 
     async def usual(self) -> str:
         return "m"
@@ -75,7 +83,11 @@ async def stores(data_dir: Any) -> AsyncIterator[Stores]:
 
 @asynccontextmanager
 async def working(
-    stores: Stores, *agents: Agent, mine: frozenset[str] | None = None, **rules: Any
+    stores: Stores,
+    *agents: Agent,
+    mine: frozenset[str] | None = None,
+    objects: MemoryObjects | None = None,
+    **rules: Any,
 ) -> AsyncIterator[Worker]:
     """A worker of these agents, stopped at the end."""
     known = {agent.name: agent for agent in agents}
@@ -84,6 +96,7 @@ async def working(
         models=ParrotModels(),
         messages=stores.messages,
         agents=known,
+        results=Results(objects or MemoryObjects(), max_inline_bytes=2**18),
         default_model="m",
         wall=lambda: datetime.now(UTC),
     )
@@ -103,7 +116,8 @@ async def working(
             yield worker
         finally:
             worker.stop()
-            await asyncio.wait([one for one in asyncio.all_tasks() if one.get_name() == "worker"], timeout=15)
+            if left := [one for one in asyncio.all_tasks() if one.get_name() == "worker"]:
+                await asyncio.wait(left, timeout=15)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -205,6 +219,71 @@ async def test_tokens_are_counted_and_a_budget_ends_the_task(stores: Stores) -> 
     assert (task.status, task.reason, task.tokens) == (TaskStatus.FAILED, FailureReason.BUDGET, 30)
 
 
+async def test_a_model_is_named_for_agents_that_ask_elsewhere_and_the_budget_counts(stores: Stores) -> None:
+    async def embeds(context: AgentContext, model: str) -> Any:
+        told = [msgspec.json.decode((await context.ask(EMBEDDING, {"input": "a", "model": model})).body)]
+        await context.ask(EMBEDDING, {})
+        await context.checkpoint(told)
+        return await context.ask(EMBEDDING, {})
+
+    async with working(stores, made("embeds", embeds)):
+        named = await ended(stores, await submitted(stores, "embeds", input='"x"', budget_tokens=20))
+        unnamed = await ended(stores, await submitted(stores, "embeds", input='""', budget_tokens=20))
+
+    assert (named.reason, unnamed.reason, unnamed.tokens) == (FailureReason.BUDGET, FailureReason.BUDGET, 20)
+    assert [msgspec.json.decode(task.checkpoint)[0]["model"] for task in (named, unnamed)] == ["x", "m"]
+
+
+class AwayOnce(MemoryObjects):
+    """Writes nothing the first time, or loses the answer to it."""
+
+    def __init__(self, *, is_kept: bool) -> None:
+        super().__init__(max_object_bytes=2**24)
+        self._is_kept = is_kept
+        self._puts = 0
+
+    async def put(self, name: str, content: bytes, *, is_new: bool = False) -> bool:
+        self._puts += 1
+        if self._puts > 1 or self._is_kept:
+            await super().put(name, content, is_new=is_new)
+        if self._puts == 1:
+            raise StoreUnavailable("The bucket was away.")
+        return True
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_large_result_whose_store_was_away_is_written_by_the_next_attempt(
+    stores: Stores, is_kept: bool
+) -> None:
+    async def large(context: AgentContext, size: int) -> Any:
+        return "x" * size
+
+    objects = AwayOnce(is_kept=is_kept)
+    async with working(stores, made("large", large), objects=objects):
+        task = await ended(stores, await submitted(stores, "large", input="1000000"))
+
+    assert (task.status, task.attempts, task.result) == (TaskStatus.COMPLETED, 1, "")
+    assert list(objects.objects) == [task.result_object]
+    assert len((await Results(objects, max_inline_bytes=1).whole(task)).result) == 1_000_002
+    kinds = [kept.kind for kept in await stores.tasks.events(TENANT, task.id, limit=10)]
+    assert kinds == ["task.submitted", "task.started", "task.retried", "task.started", "task.completed"]
+
+
+async def test_a_parent_gets_the_large_results_of_its_children(stores: Stores) -> None:
+    async def large(context: AgentContext, size: int) -> Any:
+        return "x" * size
+
+    async def parent(context: AgentContext, _: Any) -> Any:
+        ids = [await context.spawn("large", size) for size in (3, 1_000_000)]
+        return [len(task.result) for task in await context.join(ids)]
+
+    objects = MemoryObjects(max_object_bytes=2**24)
+    async with working(stores, made("large", large), made("parent", parent), objects=objects):
+        task = await ended(stores, await submitted(stores, "parent"))
+
+    assert task.result == "[5,1000002]"
+
+
 async def test_an_agent_that_nobody_knows_makes_a_dead_letter(stores: Stores) -> None:
     async with working(stores, made("echo", echo)):
         task = await ended(stores, await submitted(stores, "nobody"))
@@ -226,6 +305,25 @@ async def test_a_worker_that_stops_hands_back_what_it_cannot_end(stores: Stores)
         task = await ended(stores, task)
 
     assert (task.status, task.result, task.attempts) == (TaskStatus.COMPLETED, "2", 0)
+
+
+async def test_a_worker_whose_places_are_all_taken_stops_all_the_same(stores: Stores) -> None:
+    async def hangs(context: AgentContext, _: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with working(stores, made("hangs", hangs), slots={TASK_PROCESSING: 1}, drain_s=0.1) as worker:
+        task = await submitted(stores, "hangs")
+
+        async def is_under_way() -> bool:
+            return worker.running == 1
+
+        await eventually(is_under_way)
+        worker.stop()
+        async with asyncio.timeout(10):
+            await worker.ended.wait()
+        (left,) = await stores.tasks.several(TENANT, [task.id])
+
+    assert left.status is TaskStatus.PENDING
 
 
 async def test_agents_leave_word_for_each_other(stores: Stores) -> None:

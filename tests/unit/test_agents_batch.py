@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
 from sutazai.agents.batch import Stores, batch_agents
-from sutazai.agents.batch_chunk import TRIES, batch_chunk
-from sutazai.agents.batch_shapes import BATCH_CHUNK, ENDPOINT, file_at
+from sutazai.agents.batch_chunk import LINES_AT_ONCE, TRIES, batch_chunk
+from sutazai.agents.batch_shapes import BATCH_CHUNK, file_at
 from sutazai.core.errors import (
     BadRequest,
     BudgetSpent,
@@ -23,20 +24,22 @@ from sutazai.core.errors import (
     SutazaiError,
 )
 from sutazai.core.task import FailureReason, TaskStatus
-from sutazai.ports.agent import Pausing, Said
+from sutazai.ports.agent import CHAT, ENDPOINTS, Pausing, Said
 from sutazai.testing.agents import Asked, Child, FakeContext, run
 from sutazai.testing.files import MemoryFiles
 from sutazai.testing.objects import MemoryObjects
 
 INPUT = "file-" + "a" * 32
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
-    return 418, {"error": {"message": error.message}}
+def refusal(error: SutazaiError) -> tuple[int, bytes]:
+    return 418, msgspec.json.encode({"error": {"message": error.message}})
 
 
 def said(asked: Asked) -> Said:
-    return Said(text="", body={"id": f"chat-{asked.text}", "object": "chat.completion", "echo": asked.text})
+    body = {"id": f"chat-{asked.text}", "object": "chat.completion", "echo": asked.text}
+    return Said(text="", body=body, input_tokens=3, output_tokens=2)
 
 
 async def at_once(_: float) -> None:
@@ -48,15 +51,17 @@ class Place:
     """A tenant's input, and everything that a batch job writes."""
 
     lines: int
+    endpoint: str = CHAT
     objects: MemoryObjects = field(default_factory=MemoryObjects)
     files: MemoryFiles = field(default_factory=MemoryFiles)
     context: FakeContext = field(default_factory=FakeContext)
     chunks: dict[str, FakeContext] = field(default_factory=dict)
     """Each child's, by id; it outlives attempts."""
+    now: datetime = DAY
 
     def __post_init__(self) -> None:
         forms = [
-            {"custom_id": f"c{number}", "method": "POST", "url": ENDPOINT, "body": body(number)}
+            {"custom_id": f"c{number}", "method": "POST", "url": self.endpoint, "body": body(number)}
             for number in range(self.lines)
         ]
         self.objects.objects[file_at("test", INPUT)] = b"\n".join(map(msgspec.json.encode, forms))
@@ -64,14 +69,15 @@ class Place:
     async def job(self) -> Any:
         """One attempt at the batch job."""
         agent, _ = batch_agents(Stores(files=self.files, objects=self.objects), refusal)
-        return await run(agent, {"input_file_id": INPUT, "endpoint": ENDPOINT}, self.context)
+        return await run(agent, {"input_file_id": INPUT, "endpoint": self.endpoint}, self.context)
 
     async def chunk(self, child: Child, **changes: Any) -> Any:
         """One attempt at a chunk."""
         context = self.chunks.setdefault(child.task.id, FakeContext(task=child.task, always=said))
         for name, value in changes.items():
             setattr(context, name, value)
-        return await run(batch_chunk(self.objects, refusal, pause=at_once), child.input, context)
+        agent = batch_chunk(self.objects, refusal, wall=lambda: self.now, pause=at_once)
+        return await run(agent, child.input, context)
 
     def end(self, child: Child, **changes: Any) -> None:
         """What the store would say of the chunk's task."""
@@ -139,6 +145,7 @@ async def test_the_files_hold_every_line_once_in_order_however_often_the_job_is_
     assert ids(output) == [f"c{number}" for number in range(120)]
     assert [line["response"]["body"]["echo"] for line in output] == [str(number) for number in range(120)]
     assert (result.total, result.completed, result.failed, result.error_file_id) == (120, 120, 0, None)
+    assert (result.input_tokens, result.output_tokens, result.model) == (360, 240, "m")
     assert len(await place.files.page("test", purpose="", after="", is_oldest_first=True, limit=10)) == 1
     assert not await place.objects.list("t-test/batches", limit=10)
 
@@ -171,7 +178,7 @@ async def test_a_job_that_breaks_off_while_it_writes_goes_on(call: int) -> None:
         await place.chunk(child, always=said)
         place.end(child)
     objects, files = place.objects, place.files
-    place.objects = BreaksAt(objects, {"get", "put", "delete", "list", "get_range"}, call)  # type: ignore[assignment]
+    place.objects = BreaksAt(objects, {"get", "put_stream", "delete", "list", "get_range"}, call)  # type: ignore[assignment]
     place.files = BreaksAt(files, {"get", "add"}, call)  # type: ignore[assignment]
 
     attempts = 0
@@ -288,19 +295,73 @@ async def test_what_a_chunk_left_is_told_as_an_error(changes: dict[str, Any], co
     assert result.is_expired is is_expired
 
 
-async def test_lines_whose_body_no_chat_can_have_are_errors() -> None:
-    place = Place(1)
-    name = file_at("test", INPUT)
-    form = {"custom_id": "a", "method": "POST", "url": ENDPOINT}
-    bodies: list[Any] = [{}, {"messages": "hi"}, {"messages": [], "model": 3}, {"messages": [], "self": 1}]
-    lines = [form | {"custom_id": str(number), "body": one} for number, one in enumerate(bodies)]
-    place.objects.objects[name] = b"\n".join(map(msgspec.json.encode, lines))
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_lines_are_asked_as_they_are_at_the_address_of_the_job(endpoint: str) -> None:
+    place = Place(1, endpoint=endpoint)
+    form = {"custom_id": "a", "method": "POST", "url": endpoint, "body": {"model": "m", "self": [1.50]}}
+    place.objects.objects[file_at("test", INPUT)] = msgspec.json.encode(form)
     with pytest.raises(Pausing):
         await place.job()
+    (child,) = place.children
 
-    result = await done(place)
+    await place.chunk(child, always=Said(text="", body={"id": 7, "vector": [0.25]}))
+    place.end(child)
+    result = await place.job()
 
-    assert (result.completed, result.failed, result.output_file_id) == (0, 4, None)
+    (asked,) = place.chunks[child.task.id].asked
+    assert (asked.endpoint, asked.model, asked.messages, asked.options) == (endpoint, "m", (), {"self": [1.5]})
+    (line,) = await place.told(result.output_file_id)
+    assert line["response"]["body"] == {"id": 7, "vector": [0.25]}
+    assert line["response"]["request_id"] == line["id"]
+
+
+async def test_a_chunk_whose_day_is_over_begins_no_further_line() -> None:
+    place = await begun(60)
+    first, second = place.children
+    ends_at = DAY + timedelta(days=1)
+
+    def last(asked: Asked) -> Said:
+        if asked.text == "9":
+            place.now = ends_at
+        return said(asked)
+
+    for child in (first, second):
+        task = replace(child.task, draft=replace(child.task.draft, deadline=ends_at))
+        await place.chunk(replace(child, task=task), always=last)
+        place.end(child)
+    result = await place.job()
+
+    answered = ids(await place.told(result.output_file_id))
+    assert answered == [f"c{number}" for number in range(len(answered))]
+    assert 10 <= len(answered) <= 10 + LINES_AT_ONCE
+    errors = await place.told(result.error_file_id)
+    assert ids(errors) == [f"c{number}" for number in range(len(answered), 60)]
+    assert {line["error"]["code"] for line in errors} == {"batch_expired"}
+    assert result.is_expired
+
+
+async def test_a_job_that_was_called_off_has_files_of_what_was_answered() -> None:
+    place = await begun(120)
+    first, second, third = place.children
+    await place.chunk(first)
+    place.end(first)
+    place.end(second, status=TaskStatus.CANCELLED)
+    word: dict[str, list[object]] = {
+        place.context.task.id: [{"other": 1}, {"cancelling_at": 1_767_225_600}, {"cancelling_at": 1_767_225_700}]
+    }
+    place.context.sent = word
+    await place.chunk(third, sent=word)
+    place.end(third)
+
+    result = await place.job()
+
+    assert not place.chunks[third.task.id].asked
+    assert ids(await place.told(result.output_file_id)) == [f"c{number}" for number in range(50)]
+    errors = await place.told(result.error_file_id)
+    assert ids(errors) == [f"c{number}" for number in range(50, 120)]
+    assert {(line["error"]["code"], line["response"]) for line in errors} == {("batch_cancelled", None)}
+    assert (result.cancelling_at, result.is_expired, result.failed) == (1_767_225_600, False, 70)
+    assert not await place.objects.list("t-test/batches", limit=10)
 
 
 async def test_an_input_that_was_deleted_is_told() -> None:

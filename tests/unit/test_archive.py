@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sutazai.adapters.objects.archive import PART_BYTES, archived, archiving
+from sutazai.adapters.objects.archive import PART_BYTES, archived, archiving, set_aside
 from sutazai.adapters.objects.store import StoredObjects, open_objects
-from sutazai.core.errors import NotFound
+from sutazai.core.errors import NotFound, StoreUnavailable
 from sutazai.settings.model import Objects
+from sutazai.testing.objects import MemoryObjects
 
 NAME = "tasks_2026_01.csv.zst"
 
@@ -50,3 +51,28 @@ async def test_a_file_whose_writing_failed_is_not_there_and_can_be_written_again
     async with archiving(objects, NAME) as write:
         await write(b"short")
     assert await read(objects) == [b"short"]
+
+
+async def test_objects_are_set_aside_once(objects: StoredObjects) -> None:
+    names = [f"t-acme/results/{number}/1-abc" for number in range(20)]
+    for name in names[1:]:  # the first was moved by an attempt before
+        await objects.put(name, name.encode())
+    moved = "archive/tasks_2026_01.results"
+    await objects.put(f"{moved}/{names[0]}", names[0].encode())
+
+    for _ in range(2):
+        await set_aside(objects, "tasks_2026_01", names)
+
+    assert await objects.list("t-acme", limit=1) == []
+    assert sorted(await objects.list("archive", limit=99)) == sorted(f"{moved}/{name}" for name in names)
+    assert await objects.get(f"{moved}/{names[7]}") == names[7].encode()
+
+
+async def test_a_store_that_is_away_leaves_objects_where_they_were() -> None:
+    objects = MemoryObjects()
+    await objects.put("t-acme/results/1/1-abc", b"x")
+    objects.is_away = True
+
+    with pytest.raises(StoreUnavailable):
+        await set_aside(objects, "tasks_2026_01", ["t-acme/results/1/1-abc"])
+    assert list(objects.objects) == ["t-acme/results/1/1-abc"]

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutazai.agents.batch_lines import MAX_LINE_BYTES, MAX_LINES, PIECE_LINES, Scan, lines_in
-from sutazai.agents.batch_shapes import ENDPOINT
+from sutazai.agents.batch_lines import MAX_EMBEDDED, MAX_LINE_BYTES, MAX_LINES, PIECE_LINES, Scan, lines_in
+from sutazai.ports.agent import CHAT, EMBEDDING
 
 
 def line(custom_id: str, /, **changes: object) -> bytes:
-    form = {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": {"model": "m"}}
+    form = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": {"model": "m"}}
     return msgspec.json.encode(form | changes)
 
 
-def scanned(content: bytes, *, part_bytes: int = 2**20) -> Scan:
-    scan = Scan(ENDPOINT)
+def scanned(content: bytes, *, part_bytes: int = 2**20, endpoint: str = CHAT) -> Scan:
+    scan = Scan(endpoint)
     for start in range(0, len(content), part_bytes):
         scan.feed(content[start : start + part_bytes])
     scan.end()
@@ -34,8 +34,9 @@ def scanned(content: bytes, *, part_bytes: int = 2**20) -> Scan:
         (b"\xff\n", "invalid_json_line", 1, None),
         (line("a") + b"\n\n" + line("a"), "duplicate_custom_id", 3, "custom_id"),
         (line(""), "invalid_request", 1, "custom_id"),
+        (b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions"}', "missing_required_parameter", 1, "body"),
         (line("a", custom_id=1), "invalid_request", 1, "custom_id"),
-        (b'{"method":"POST"}', "invalid_request", 1, "custom_id"),
+        (b'{"method":"POST"}', "missing_required_parameter", 1, "custom_id"),
         (line("a", method="GET"), "invalid_method", 1, "method"),
         (line("a", url="/v1/embeddings"), "invalid_url", 1, "url"),
         (line("a", body=[]), "invalid_request", 1, "body"),
@@ -62,8 +63,24 @@ def test_all_wrong_lines_are_named_at_once() -> None:
 def test_a_file_of_too_many_lines_is_refused() -> None:
     scan = scanned(b"\n".join(line(str(number)) for number in range(MAX_LINES + 1)))
 
-    assert [one.code for one in scan.complaints] == ["too_many_lines"]
+    assert [one.code for one in scan.complaints] == ["too_many_tasks"]
     assert len(scan.pieces) == MAX_LINES / PIECE_LINES
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [("text", 1), ([1, 2, 3], 1), (["a", "b"], 2), ([[1], [2], [3]], 3), ([], 1), (None, 1)],
+)
+def test_what_is_to_be_embedded_is_counted_over_all_lines(given: object, counted: int) -> None:
+    full = {"url": EMBEDDING, "body": {"input": ["x"] * (MAX_EMBEDDED - counted)}}
+    last = {"url": EMBEDDING, "body": {"input": given}}
+
+    fits = scanned(line("a", **full) + b"\n" + line("b", **last), endpoint=EMBEDDING)
+    one_more = {"url": EMBEDDING, "body": {"input": "x"}}
+    exceeds = scanned(b"\n".join([line("a", **full), line("b", **last), line("c", **one_more)]), endpoint=EMBEDDING)
+
+    assert not fits.complaints
+    assert [one.code for one in exceeds.complaints] == ["too_many_tasks"]
 
 
 @given(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sutazai.adapters.llamacpp.machine import this_machine
+from sutazai.adapters.llamacpp.tuned import NAME, Tuned, keep_tuned, model_digest
 from sutazai.cli import checks, checks_pool
 from sutazai.cli.checks import GIB, Level
 from sutazai.settings.model import Engine
@@ -92,6 +94,75 @@ def test_a_model_file_that_is_missing_fails_and_is_named(tmp_path: Path) -> None
 
     assert finding.level is Level.FAIL
     assert "gone.gguf" in finding.message
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Engine:
+    """An engine with one model."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
+    return Engine(models=(str(tmp_path / "a.gguf"),))
+
+
+def tuned_on(machine: str, model: str) -> Tuned:
+    return Tuned(
+        model="a",
+        model_digest=model_digest(Path(model)),
+        machine=machine,
+        slots=2,
+        threads=1,
+        batch_tokens=512,
+        measured_at="2026-11-30T08:00:00+00:00",
+    )
+
+
+def test_a_model_that_was_never_tuned_is_named_with_the_command(tmp_path: Path, named: Engine) -> None:
+    finding = checks.tuning(named, tmp_path)
+
+    assert finding is not None
+    assert (finding.level, finding.message) == (Level.OK, "Never tuned: a.")
+    assert "`sutazai nodes tune a --save`" in finding.remedy
+
+
+def test_a_model_that_was_tuned_on_this_machine_is_fine(tmp_path: Path, named: Engine) -> None:
+    keep_tuned(tmp_path, tuned_on(str(this_machine()), named.models[0]))
+
+    finding = checks.tuning(named, tmp_path)
+
+    assert finding is not None
+    assert (finding.level, finding.remedy) == (Level.OK, "")
+
+
+def test_a_machine_that_changed_since_the_tuning_warns_and_is_told(tmp_path: Path, named: Engine) -> None:
+    keep_tuned(tmp_path, tuned_on("64 cores, 128 CPUs", named.models[0]))
+
+    finding = checks.tuning(named, tmp_path)
+
+    assert finding is not None
+    assert finding.level is Level.WARN
+    assert finding.message == f"a was tuned for another machine: 64 cores, 128 CPUs. This one is {this_machine()}."
+
+
+def test_a_broken_file_of_tunings_warns(tmp_path: Path, named: Engine) -> None:
+    (tmp_path / NAME).write_text("{")
+
+    finding = checks.tuning(named, tmp_path)
+
+    assert finding is not None
+    assert finding.level is Level.WARN
+    assert "was not understood" in finding.message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Engine(),
+        Engine(enabled="never", models=("/nowhere.gguf",)),
+        Engine(models=("/nowhere.gguf",)),
+        Engine(models=("/nowhere.gguf",), slots=1, threads=1, batch_tokens=512),
+    ],
+)
+def test_of_tuning_nothing_is_said_where_there_is_nothing_to_tune(tmp_path: Path, settings: Engine) -> None:
+    assert checks.tuning(settings, tmp_path) is None
 
 
 def test_a_free_port_is_fine() -> None:

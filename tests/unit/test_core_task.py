@@ -34,6 +34,7 @@ from sutazai.core.task import (
     created_at_of,
     id_of,
     is_task_id,
+    slot_in,
     task_id,
     uuid_of,
 )
@@ -41,7 +42,8 @@ from sutazai.core.task import (
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ID = task_id(NOW.timestamp(), 1)
 DRAFT = TaskDraft(tenant="acme", agent="echo")
-BITS = st.integers(0, 2**74 - 1)
+BITS = st.integers(0, 2**62 - 1)
+SLOTS = st.integers(0, 4095)
 MILLISECONDS = st.integers(0, 4_102_444_800_000)
 
 fences = st.integers(0, 4)
@@ -119,6 +121,18 @@ def test_ids_sort_by_the_time_they_were_made(moments: list[tuple[int, int]]) -> 
 @given(BITS, BITS)
 def test_all_random_bits_are_kept(one: int, other: int) -> None:
     assert (task_id(1.0, one) == task_id(1.0, other)) == (one == other)
+
+
+@given(MILLISECONDS, BITS, SLOTS)
+def test_an_id_keeps_the_slot_of_its_tenant_and_sorts_by_time_all_the_same(
+    milliseconds: int, bits: int, slot: int
+) -> None:
+    made = task_id(milliseconds / 1000, bits, slot=slot)
+
+    assert slot_in(made) == slot
+    assert made < task_id(milliseconds / 1000 + 1, 0)
+    assert uuid_of(made).version == 7
+    assert slot_in("no id") == 0
 
 
 @given(st.text(max_size=60))

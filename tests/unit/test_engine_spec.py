@@ -25,7 +25,7 @@ def test_without_a_model_in_the_settings_the_trial_model_is_served() -> None:
 
     assert spec.name == "sutazai-trial"
     assert spec.model_path == TRIAL_MODEL
-    assert spec.slots == Engine().slots
+    assert (spec.slots, spec.batch_tokens) == (4, 2048)
     assert spec.context_tokens == Engine().context_tokens
 
 

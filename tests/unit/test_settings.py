@@ -432,6 +432,7 @@ def test_every_name_of_the_environment_sets_its_setting(name: str) -> None:
         "SUTAZAI_HEDGING_EMBEDDINGS": "true",
         "SUTAZAI_REDIS_URL": "redis://a",
         "SUTAZAI_RABBITMQ_URL": "amqp://a",
+        "SUTAZAI_RABBITMQ_MANAGEMENT_URL": "http://a",
         "SUTAZAI_WEBHOOKS_SECRET": "0123456789abcdef",
         "SUTAZAI_OBJECTS_ENDPOINT": "http://a",
         "SUTAZAI_TASKS_PARTITION": "quarter",

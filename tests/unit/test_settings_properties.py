@@ -188,6 +188,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Webhooks", "secret"): st.none(),
     ("Redis", "prefix"): st.from_regex(r"[a-z.]{1,9}", fullmatch=True),
     ("Rabbitmq", "url"): st.none(),
+    ("Rabbitmq", "management_url"): st.none(),
     ("Objects", "url"): st.sampled_from(["", "/srv/objects", "s3://bucket", "s3://bucket/some/prefix"]),
     ("Objects", "endpoint"): st.sampled_from(["", "http://minio:9000"]),
     ("Objects", "access_key_id"): st.none(),

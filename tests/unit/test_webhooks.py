@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from sutazai.core.errors import BadRequest, Forbidden, NodeUnreachable, SutazaiError
+from sutazai.core.mark import Mark
 from sutazai.core.task import Submitted, TaskDraft, TaskStatus, after, task_id
 from sutazai.ports.web import Page
 from sutazai.ports.webhooks import DueWebhook
@@ -74,8 +75,21 @@ class Receiver:
         return self._answer
 
 
+class Written:
+    """Marks of a store that has copies."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def note(self, tenant: str) -> None:
+        self.noted.append(tenant)
+
+    async def newest(self, tenant: str) -> Mark | None:
+        return Mark(7, len(self.noted))
+
+
 def sender(book: Book, web: Receiver) -> Webhooks:
-    return Webhooks(book, web, "secret", wall_s=lambda: 1_700_000_000.5, random=lambda: 1.0)
+    return Webhooks(book, web, Written(), "secret", wall_s=lambda: 1_700_000_000.5, random=lambda: 1.0)
 
 
 async def test_the_end_is_told_and_signed_so_that_the_receiver_can_verify_it() -> None:
@@ -87,6 +101,7 @@ async def test_the_end_is_told_and_signed_so_that_the_receiver_can_verify_it() -
     key = tenant_secret("secret", "acme").encode()
 
     assert url == DRAFT.webhook
+    assert headers["x-sutazai-written"] == "7-1"  # noted before, so that a gateway of the receiver tells no less
     assert (told["id"], told["type"]) == (f"{ID}.3", "task.completed")
     assert (told["data"]["id"], told["data"]["result"]) == (ID, {"text": "hi"})
     assert signed["t"] == "1700000000"

@@ -7,8 +7,7 @@ have ids made of the task's, so there is one of each kind; what was reached is i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -17,18 +16,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from sutazai.agents.batch_cancel import called_off_at
 from sutazai.agents.batch_chunk import Refusal, batch_chunk
-from sutazai.agents.batch_lines import Answered, Scan, given_up, lines_in, unpacked
+from sutazai.agents.batch_files import Answers
+from sutazai.agents.batch_lines import Scan
 from sutazai.agents.batch_shapes import (
     BATCH,
     BATCH_CHUNK,
-    ENDPOINT,
     WINDOW_S,
     BatchJob,
     BatchProgress,
     BatchResult,
     Chunk,
-    ChunkKept,
     Complaint,
     Piece,
     file_at,
@@ -37,8 +36,8 @@ from sutazai.agents.batch_shapes import (
 from sutazai.agents.registry import agent
 from sutazai.core.errors import Forbidden, NotFound
 from sutazai.core.file import File
-from sutazai.core.task import FailureReason, Task, TaskStatus, uuid_of
-from sutazai.ports.agent import Agent, AgentContext
+from sutazai.core.task import uuid_of
+from sutazai.ports.agent import ENDPOINTS, Agent, AgentContext
 from sutazai.ports.files import FileStore
 from sutazai.ports.objects import ObjectStore
 
@@ -53,6 +52,8 @@ class _Kept(Struct):
 
     pieces: list[Piece]
     in_progress_at: int
+    model: str | None = None
+    """That all lines name; None where they name several, or none."""
     children: list[str] = field(default_factory=list)
     """One for each piece, once all were made."""
     result: BatchResult | None = None
@@ -81,7 +82,7 @@ def batch_agents(stores: Stores, refusal: Refusal) -> tuple[Agent, Agent]:
         """Answers every line of a file, as OpenAI's Batch API does."""
         return await _Batch(context, job, stores).run()
 
-    return batch, batch_chunk(stores.objects, refusal)
+    return batch, batch_chunk(stores.objects, refusal, wall=stores.wall)
 
 
 async def forget_parts(objects: ObjectStore, tenant: str, batch: str) -> None:
@@ -108,7 +109,7 @@ class _Batch:
             scan = await self._scanned()
             if isinstance(scan, BatchResult):
                 return scan
-            kept = _Kept(scan.pieces, int(self._stores.wall().timestamp()))
+            kept = _Kept(scan.pieces, int(self._stores.wall().timestamp()), scan.model)
             await self._keep(kept)
         if kept.result is None:
             kept.result = await self._answered(kept)
@@ -119,8 +120,8 @@ class _Batch:
     async def _scanned(self) -> Scan | BatchResult:
         """The checked input, or what is wrong with it."""
         await self._tell(BatchProgress(stage="validating"))
-        if self._job.endpoint != ENDPOINT:
-            words = f"endpoint must be `{ENDPOINT}`; the lines of others are not answered in batch jobs."
+        if self._job.endpoint not in ENDPOINTS:
+            words = f"endpoint must be one of {', '.join(ENDPOINTS)}; others are not answered in batch jobs."
             return BatchResult(errors=[Complaint(code="invalid_endpoint", message=words, param="endpoint")])
         scan = Scan(self._job.endpoint)
         try:
@@ -136,7 +137,7 @@ class _Batch:
     async def _answered(self, kept: _Kept) -> BatchResult:
         """Have the lines answered, and write the files."""
         total = sum(piece.lines for piece in kept.pieces)
-        begun = BatchProgress(stage="in_progress", total=total, in_progress_at=kept.in_progress_at)
+        begun = BatchProgress(stage="in_progress", total=total, in_progress_at=kept.in_progress_at, model=kept.model)
         await self._tell(begun)
         if not kept.children:
             kept.children = [await self._child(piece, number) for number, piece in enumerate(kept.pieces)]
@@ -144,64 +145,56 @@ class _Batch:
         tasks = await self._context.join(kept.children)
         finalizing_at = int(self._stores.wall().timestamp())
         await self._tell(msgspec.structs.replace(begun, stage="finalizing", finalizing_at=finalizing_at))
-        good: list[bytes] = []
-        bad: list[bytes] = []
+        cancelling_at = await called_off_at(self._context, self._context.task.id)
+        answers = Answers(
+            self._stores.objects,
+            self._tenant,
+            self._digits,
+            self._job.input_file_id,
+            list(zip(kept.pieces, tasks, strict=True)),
+            is_called_off=cancelling_at is not None,
+        )
+        failed = total - answers.completed
         try:
-            for piece, task in zip(kept.pieces, tasks, strict=True):
-                for line in await self._lines(piece, task):
-                    (good if line.is_good else bad).append(bytes(line.line) + b"\n")
+            output_file_id = await self._file("output", answers.lines(are_good=True)) if answers.completed else None
+            error_file_id = await self._file("error", answers.lines(are_good=False)) if failed else None
         except NotFound:
             return self._no_input()
         return BatchResult(
-            output_file_id=await self._file("output", good),
-            error_file_id=await self._file("error", bad),
+            output_file_id=output_file_id,
+            error_file_id=error_file_id,
             total=total,
-            completed=len(good),
-            failed=len(bad),
-            is_expired=any(task.reason is FailureReason.DEADLINE for task in tasks),
+            completed=answers.completed,
+            failed=failed,
+            input_tokens=answers.input_tokens,
+            output_tokens=answers.output_tokens,
+            model=kept.model,
+            is_expired=answers.is_expired,
+            cancelling_at=cancelling_at,
             in_progress_at=kept.in_progress_at,
             finalizing_at=finalizing_at,
         )
 
     async def _child(self, piece: Piece, number: int) -> str:
-        chunk = Chunk(batch=self._digits, input_file_id=self._job.input_file_id, piece=piece)
+        chunk = Chunk(
+            batch=self._digits, input_file_id=self._job.input_file_id, piece=piece, endpoint=self._job.endpoint
+        )
         ends_at = self._context.task.created_at + timedelta(seconds=WINDOW_S)
         return await self._context.spawn(BATCH_CHUNK, chunk, key=f"chunk-{number}", deadline=ends_at)
 
-    async def _lines(self, piece: Piece, task: Task) -> list[Answered]:
-        """What came of the lines of a piece, in the order of the input."""
-        kept = ChunkKept()
-        with suppress(msgspec.MsgspecError):  # of a chunk that was never begun
-            kept = msgspec.json.decode(task.checkpoint, type=ChunkKept)
-        found: dict[int, Answered] = {}
-        for part in kept.parts:
-            for line in unpacked(await self._stores.objects.get(part.name)):
-                found.setdefault(line.number, line)
-        if len(found) < piece.lines:
-            code, message = _why(task)
-            at = file_at(self._tenant, self._job.input_file_id)
-            content = await self._stores.objects.get_range(at, start=piece.start, length=piece.length)
-            for number, line_ in lines_in(content, piece):
-                if number not in found:
-                    found[number] = given_up(self._digits, number, line_, code, message)
-        return [found[number] for number in sorted(found)]
-
-    async def _file(self, kind: str, lines: list[bytes]) -> str | None:
-        """The id of a file of these lines, which is written once; None where there are none."""
-        if not lines:
-            return None
+    async def _file(self, kind: str, lines: AsyncIterator[bytes]) -> str:
+        """The id of a file of these lines, which is written once."""
         created_at = self._context.task.created_at
         file_id = f"file-{self._digits[:12]}{sha256(f'{kind} {self._digits}'.encode()).hexdigest()[:20]}"
         if await self._stores.files.get(self._tenant, file_id) is not None:
             return file_id  # by an attempt before this one
-        content = b"".join(lines)
-        await self._stores.objects.put(file_at(self._tenant, file_id), content)
+        size_bytes = await self._stores.objects.put_stream(file_at(self._tenant, file_id), lines)
         file = File(
             id=file_id,
             tenant=self._tenant,
             name=f"batch_{self._digits}_{kind}.jsonl",
             purpose="batch_output",
-            size_bytes=len(content),
+            size_bytes=size_bytes,
             created_at=created_at,
         )
         if not await self._stores.files.add(file, at_most=MAX_FILES):
@@ -217,15 +210,6 @@ class _Batch:
     def _no_input(self) -> BatchResult:
         words = f"The file {self._job.input_file_id} was not there. Upload it again and make another batch job."
         return BatchResult(errors=[Complaint(code="file_not_found", message=words, param="input_file_id")])
-
-
-def _why(task: Task) -> tuple[str, str]:
-    """Code and sentence for the lines that a chunk left without an answer."""
-    if task.reason is FailureReason.DEADLINE:
-        return "batch_expired", "This request could not be executed before the completion window expired."
-    if task.status is TaskStatus.CANCELLED:
-        return "batch_cancelled", "This request was cancelled before it was answered."
-    return "request_failed", task.error or "This request was given up. Send it again in another batch job."
 
 
 def _kept(checkpoint: Any) -> _Kept | None:

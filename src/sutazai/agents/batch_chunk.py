@@ -8,17 +8,19 @@ one is made. So a chunk whose worker died asks again only what was under way, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
-from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines_in, packed
+from sutazai.agents.batch_cancel import called_off_at
+from sutazai.agents.batch_lines import Answered, Line, answered, given_up, lines_in, packed, refused
 from sutazai.agents.batch_shapes import BATCH_CHUNK, Chunk, ChunkDone, ChunkKept, Part, file_at, folder_of
 from sutazai.agents.registry import agent
 from sutazai.core.errors import (
-    BadRequest,
     BudgetSpent,
     Cancelled,
     NodeFault,
@@ -32,7 +34,7 @@ from sutazai.core.errors import (
     StoreUnavailable,
     SutazaiError,
 )
-from sutazai.core.task import uuid_of
+from sutazai.core.task import id_of, uuid_of
 from sutazai.ports.agent import Agent, AgentContext
 from sutazai.ports.objects import ObjectStore
 
@@ -42,7 +44,7 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
-Refusal = Callable[[SutazaiError], tuple[int, Mapping[str, Any]]]
+Refusal = Callable[[SutazaiError], tuple[int, bytes]]
 """Status and body of an error, as a client of the API gets them."""
 
 _PASSING = (Overloaded, RateLimited, NoHealthyNode, NodeUnreachable, ShuttingDown, StoreUnavailable)
@@ -52,7 +54,11 @@ _TRIED_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
 def batch_chunk(
-    objects: ObjectStore, refusal: Refusal, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    objects: ObjectStore,
+    refusal: Refusal,
+    *,
+    wall: Callable[[], datetime],
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Agent:
     """
     The agent, which reads and writes there.
@@ -69,15 +75,22 @@ def batch_chunk(
         max_attempts=40,
     )
     async def chunk(context: AgentContext, given: Chunk) -> ChunkDone:
-        """Answers some lines of a batch job."""
+        """Answers some lines of a batch job; none any more once that was called off, or its day is over."""
         kept = _kept(context.last_checkpoint)
+        if await called_off_at(context, id_of(UUID(given.batch))) is not None:
+            return ChunkDone(kept.completed, kept.failed)
         try:
             lines = await _lines(context, objects, given)
         except NotFound:  # the input file was deleted, which its batch job will tell
             return ChunkDone(kept.completed, kept.failed)
         done = {number for part in kept.parts for number in part.lines}
-        todo = [(number, line) for number, line in lines if number not in done]
-        await _Work(context, objects, refusal, pause, given.batch, kept).run(todo)
+        ends_at = context.task.draft.deadline
+
+        def is_over() -> bool:
+            return ends_at is not None and wall() >= ends_at
+
+        todo = ((number, line) for number, line in lines if number not in done and not is_over())
+        await _Work(context, objects, refusal, pause, given, kept).run(todo)
         return ChunkDone(kept.completed, kept.failed)
 
     return chunk
@@ -92,19 +105,24 @@ class _Work:
         objects: ObjectStore,
         refusal: Refusal,
         pause: Callable[[float], Awaitable[None]],
-        batch: str,
+        given: Chunk,
         kept: ChunkKept,
     ) -> None:
         self._context = context
         self._objects = objects
         self._refusal = refusal
         self._pause = pause
-        self._batch = batch
+        self._given = given
+        self._batch = given.batch
         self._kept = kept
 
-    async def run(self, todo: Sequence[tuple[int, Line]]) -> None:
-        """All of them. Raises what kept one from being answered, after the others that are done were written."""
-        waiting, under_way = iter(todo), set[asyncio.Task[Answered]]()
+    async def run(self, waiting: Iterator[tuple[int, Line]]) -> None:
+        """
+        All of them, each begun when there is room for it.
+
+        Raises what kept one from being answered, after the others that are done were written.
+        """
+        under_way = set[asyncio.Task[Answered]]()
         try:
             while True:
                 for number, line in waiting:
@@ -133,6 +151,8 @@ class _Work:
         good = sum(line.is_good for line in lines)
         kept.completed += good
         kept.failed += len(lines) - good
+        kept.input_tokens += sum(line.input_tokens for line in lines)
+        kept.output_tokens += sum(line.output_tokens for line in lines)
         await context.checkpoint(msgspec.to_builtins(kept))
         await context.progress(msgspec.to_builtins(ChunkDone(kept.completed, kept.failed)))
 
@@ -141,31 +161,20 @@ class _Work:
         pause_s = FIRST_PAUSE_S
         for tries in range(1, TRIES + 1):
             try:
-                said = await _asked(self._context, line.body)
-                return answered(self._batch, number, line, 200, said.body)
+                answer = await self._context.ask(self._given.endpoint, line.body)
+                return answered(self._batch, number, line, answer)
             except SutazaiError as error:
                 if isinstance(error, Cancelled):
                     return given_up(self._batch, number, line, "cancelled", error.message)
                 if tries == TRIES and _is_passing(error):
                     raise
                 if tries == TRIES or not _is_worth_a_try(error):
-                    return answered(self._batch, number, line, *self._refusal(error))
+                    status, body = self._refusal(error)
+                    return refused(self._batch, number, line, status, body)
                 told_s = getattr(error, "retry_after_s", 0.0)
             await self._pause(min(LONGEST_PAUSE_S, max(pause_s, told_s)))
             pause_s *= 2
         raise AssertionError("the loop returns or raises")
-
-
-async def _asked(context: AgentContext, body: Mapping[str, Any]) -> Any:
-    options = {name: value for name, value in body.items() if name not in {"messages", "model"}}
-    messages, model = body.get("messages"), body.get("model") or ""
-    if not isinstance(messages, list):
-        raise BadRequest("messages must be a list.", where="messages")
-    if not isinstance(model, str):
-        raise BadRequest("model must be a string.", where="model")
-    if "self" in options:  # no option of any API, and Python's own word
-        raise BadRequest("self is no option of a chat. Leave it out.", where="self")
-    return await context.chat(messages, model=model, **options)
 
 
 def _is_passing(error: SutazaiError) -> bool:

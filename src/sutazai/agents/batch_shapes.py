@@ -6,12 +6,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from sutazai.ports.agent import CHAT
 from sutazai.ports.objects import object_name
 
 BATCH = "batch"
 BATCH_CHUNK = "batch_chunk"
-ENDPOINT = "/v1/chat/completions"
-"""The only one whose lines are answered."""
 WINDOW = "24h"
 WINDOW_S = 86_400
 
@@ -55,6 +54,8 @@ class BatchProgress(Struct, frozen=True, kw_only=True):
     in_progress_at: int | None = None
     """Unix seconds, as all times in OpenAI's form."""
     finalizing_at: int | None = None
+    model: str | None = None
+    """That all lines name; None where they name several, or none."""
 
 
 class BatchResult(Struct, frozen=True, kw_only=True):
@@ -67,8 +68,13 @@ class BatchResult(Struct, frozen=True, kw_only=True):
     total: int = 0
     completed: int = 0
     failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model: str | None = None
     is_expired: bool = False
     """Some lines were not begun within the window."""
+    cancelling_at: int | None = None
+    """When it was called off; None where it was not."""
     in_progress_at: int | None = None
     finalizing_at: int | None = None
 
@@ -93,6 +99,8 @@ class Chunk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The id of the batch job without what comes before the digits."""
     input_file_id: Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
     piece: Piece
+    endpoint: str = CHAT
+    """Of the batch job, and so of its lines."""
 
 
 class Part(Struct, frozen=True):
@@ -109,6 +117,9 @@ class ChunkKept(Struct):
     parts: list[Part] = field(default_factory=list)
     completed: int = 0
     failed: int = 0
+    input_tokens: int = 0
+    """Of the answers in the parts."""
+    output_tokens: int = 0
 
 
 class ChunkDone(Struct, frozen=True):

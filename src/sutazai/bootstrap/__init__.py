@@ -30,7 +30,7 @@ from sutazai.adapters.redis.limits import RedisLimits
 from sutazai.adapters.redis.link import RedisLink, open_redis
 from sutazai.adapters.redis.sessions import RedisSessionStore
 from sutazai.bootstrap.engines import is_engine_wanted, start_engines
-from sutazai.bootstrap.gauges import gauges, task_gauges
+from sutazai.bootstrap.gauges import database_gauges, gauges, task_gauges
 from sutazai.bootstrap.keys import follow_keys, open_door, weight_of
 from sutazai.bootstrap.rules import (
     Live,
@@ -72,6 +72,7 @@ from sutazai.ports.nodes import NodeClient
 from sutazai.ports.web import Web
 from sutazai.settings.model import Settings
 from sutazai.settings.watch import SettingsWatch
+from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker
 from sutazai.telemetry.logs import AccessLog
 from sutazai.telemetry.metrics import Metrics
@@ -138,6 +139,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             open_stores(
                 settings.database,
                 data_dir,
+                shards=settings.shards,
                 max_length=settings.tasks.max_length,
                 promote_after_s=settings.tasks.promote_after_s,
             )
@@ -209,8 +211,11 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             schedules=stores.schedules,
             recurring=task_edge.recurring,
             webhook_secret=task_edge.webhook_secret,
+            messages=stores.messages,
             files=stores.files,
             objects=objects,
+            marks=stores.marks,
+            results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
             keep_alive_s=lambda: live.settings.timeouts.keep_alive_s,
         )
         server = Server(
@@ -224,7 +229,13 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         )
         port = await server.bind()
         worker: Worker | None = None
-        metrics.gauges(lambda: chain(gauges(pipeline, server, ledger), task_gauges(task_queue.depths, worker)))
+        metrics.gauges(
+            lambda: chain(
+                gauges(pipeline, server, ledger),
+                task_gauges(task_queue, worker),
+                database_gauges([state for one in stores.databases if (state := one.servers())]),
+            )
+        )
 
         def applied(new: Settings, changed: tuple[str, ...]) -> None:
             live.settings = new
@@ -261,7 +272,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 await membership.settled.wait()
         trial_model = ""
         if with_engine and is_engine_wanted(settings, fleet):
-            trial_model = await start_engines(settings, stack, fleet, membership, group)
+            trial_model = await start_engines(settings, data_dir, stack, fleet, membership, group)
         if with_worker:
             models = GatewayModels(
                 accounted,
@@ -270,7 +281,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 allowance=lambda tenant, user: gatekeeper.caller_for(tenant, user).allowance,
                 usual=lambda: pipeline.typed.choice() or min(fleet.listed_models(), default=""),
             )
-            worker = make_worker(settings, stores, task_queue.queue, agents, models)
+            worker = make_worker(settings, stores, task_queue.queue, agents, models, objects)
             group(worker.run, "do tasks")
             stack.push_async_callback(_drained, worker)
         await server.serve()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 
 from sutazai.adapters.llamacpp.spec import EngineSpec, discover_models
 from sutazai.adapters.llamacpp.supervisor import EngineSupervisor
+from sutazai.adapters.llamacpp.tuned import Tuned, read_tuned
 from sutazai.core.errors import EngineFault
 from sutazai.core.node import Health
 from sutazai.gateway.fleet import Fleet
 from sutazai.gateway.membership import Membership
-from sutazai.settings.model import Settings
+from sutazai.settings.model import Engine, Settings
 
 log = structlog.get_logger("sutazai")
 
@@ -30,6 +32,7 @@ def is_engine_wanted(settings: Settings, fleet: Fleet) -> bool:
 
 async def start_engines(
     settings: Settings,
+    data_dir: Path,
     stack: AsyncExitStack,
     fleet: Fleet,
     membership: Membership,
@@ -41,7 +44,7 @@ async def start_engines(
     Raises `EngineFault`, but not for the trial model: without it there is still a gateway, only nothing to try.
     """
     try:
-        specs = discover_models(settings.engine)
+        specs = await asyncio.to_thread(engine_specs, settings.engine, data_dir, _log_untuned)
         for spec in specs:
             await _start_engine(spec, settings, stack, fleet, membership, group)
     except EngineFault as fault:
@@ -50,6 +53,24 @@ async def start_engines(
         log.warning("no embedded engine", why=fault.message)
         return ""
     return "" if settings.engine.models else specs[0].name
+
+
+def engine_specs(settings: Engine, data_dir: Path, warn: Callable[[str], None]) -> Sequence[EngineSpec]:
+    """
+    What to serve, with what `sutazai nodes tune --save` kept; without, where that cannot be read, and `warn` says why.
+
+    Blocks. Raises `EngineFault`.
+    """
+    tuned: Sequence[Tuned] = ()
+    try:
+        tuned = read_tuned(data_dir)
+    except EngineFault as fault:
+        warn(fault.message)
+    return discover_models(settings, tuned)
+
+
+def _log_untuned(why: str) -> None:
+    log.warning("the engine runs untuned", why=why)
 
 
 async def _start_engine(
@@ -75,6 +96,7 @@ async def _start_engine(
         is_idle=is_idle,
         drain_s=settings.server.drain_s,
     )
+    log.info("engine starts", model=spec.name, slots=spec.slots, threads=spec.threads, batch_tokens=spec.batch_tokens)
     node, key = await supervisor.start()
     stack.push_async_callback(supervisor.stop)
     group(supervisor.run, f"watch {spec.name}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import Metric
 
+from sutazai.adapters.postgres.servers import ServersState
+from sutazai.adapters.rabbitmq.publishing import Outcome
+from sutazai.bootstrap.tasks import BrokerSide, TaskQueue
 from sutazai.core.node import Health
 from sutazai.edge.server import Server
 from sutazai.gateway.ledger import Ledger
 from sutazai.gateway.pipeline import Pipeline
 from sutazai.policy.breaker import Position
-from sutazai.tasks.depths import Depths
 from sutazai.tasks.worker import Worker
 from sutazai.telemetry.metrics import counter, gauge
 
@@ -28,14 +30,60 @@ def gauges(pipeline: Pipeline, server: Server, ledger: Ledger) -> Iterator[Metri
     yield gauge("sutazai_usage_rows_waiting", "Usage not yet written to the database.", [((), ledger.waiting)])
 
 
-def task_gauges(depths: Depths, worker: Worker | None) -> Iterator[Metric]:
+def task_gauges(tasks: TaskQueue, worker: Worker | None) -> Iterator[Metric]:
     """What is known here of tasks."""
-    waiting = (((name,), count) for name, count in depths.waiting.items())
+    waiting = (((name,), count) for name, count in tasks.depths.waiting.items())
     yield gauge("sutazai_tasks_waiting", "Tasks in the queue that may be started.", waiting, ("queue",))
     if worker is not None:
         yield gauge("sutazai_attempts_running", "Attempts of tasks under way here.", [((), worker.running)])
         ends = (((end,), count) for end, count in worker.ends.items())
         yield counter("sutazai_attempts", "Attempts that ended here, by what became of them.", ends, ("end",))
+    if tasks.broker is not None:
+        yield from _broker(tasks.broker)
+
+
+def _broker(side: BrokerSide) -> Iterator[Metric]:
+    figures = side.queue.figures
+    yield gauge("sutazai_rabbitmq_connections", "Connections to RabbitMQ from here.", [((), side.queue.wires)])
+    opened = [((), figures.wires_opened)]
+    yield counter("sutazai_rabbitmq_connections_opened", "Times one was opened; many tell of trouble.", opened)
+    published = [((outcome.name.lower(),), figures.outcomes[outcome.name.lower()]) for outcome in Outcome]
+    text = "Messages published from here, by what became of them."
+    yield counter("sutazai_rabbitmq_published", text, published, ("outcome",))
+    replaced = [((), figures.replaced)]
+    yield counter("sutazai_rabbitmq_publishers_replaced", "Channels given up after refusals, or broken.", replaced)
+    letters = [((what,), count) for what, count in side.dead_letters.counts.items()]
+    yield counter("sutazai_dead_letters", "What the broker gave up and this process saw.", letters, ("what",))
+    label = ("source", "shard")
+    behind = [((each.source.value, each.shard), each.behind) for each in side.broadcasts]
+    text = "Positions not yet told on the stream, where this process tells them; else 0."
+    yield gauge("sutazai_broadcast_behind", text, behind, label)
+    behind_s = [((each.source.value, each.shard), each.behind_s) for each in side.broadcasts]
+    yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, label)
+    carried = [((each.source.value, each.shard), each.carried) for each in side.broadcasts]
+    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, label)
+
+
+def database_gauges(states: Sequence[ServersState]) -> Iterator[Metric]:
+    """What is known of the servers of databases that have several."""
+    named = [((server.name,), server) for state in states for server in state.servers]
+    label = ("server",)
+    up = ((name, server.is_primary is not None) for name, server in named)
+    yield gauge("sutazai_database_up", "Whether a server of the database answers.", up, label)
+    primary = ((name, server.is_primary is True) for name, server in named)
+    yield gauge("sutazai_database_primary", "Whether it is the server of the database that writes.", primary, label)
+    lag = ((name, server.lag_s) for name, server in named if server.lag_s is not None)
+    yield gauge("sutazai_database_lag_seconds", "How late a replica of the database is.", lag, label)
+    behind = ((name, server.behind_bytes) for name, server in named if server.behind_bytes is not None)
+    yield gauge("sutazai_database_behind_bytes", "What a replica has not replayed of the log.", behind, label)
+    reads = ((name, server.reads) for name, server in named)
+    yield counter(
+        "sutazai_database_reads", "Reads of clients, by the server of the database that answered.", reads, label
+    )
+    misses = [((), sum(state.misses for state in states))]
+    yield counter("sutazai_database_misses", "Reads that a replica gave up, to another server.", misses)
+    changes = [((), sum(state.primary_changes for state in states))]
+    yield counter("sutazai_database_primary_changes", "Times that another server became the primary.", changes)
 
 
 def _nodes(pipeline: Pipeline) -> Iterator[Metric]:

@@ -51,5 +51,5 @@ def make_task_edge(
         ("submit what is due", recurring.run),
     ]
     if secret and web is not None:
-        loops.append(("tell webhooks", Webhooks(stores.webhooks, web, secret).run))
+        loops.append(("tell webhooks", Webhooks(stores.webhooks, web, stores.marks, secret).run))
     return TaskEdge(submission=submission, watch=watch, recurring=recurring, webhook_secret=secret, loops=loops)

@@ -6,20 +6,17 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.openai.gateway_models import open_models
 from sutazai.adapters.postgres.statistics import Statistics
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.process.isolated import isolated
-from sutazai.adapters.rabbitmq.queue import open_rabbitmq
+from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
 from sutazai.adapters.web.guarded import open_web
 from sutazai.agents import batch_agents, builtin, tools_with, with_entry_points
 from sutazai.agents.batch import Stores as BatchStores
@@ -27,7 +24,9 @@ from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.core.request import Dialect
 from sutazai.edge.errors import answer_to
+from sutazai.policy.prefetch import NONE_WAITS, PrefetchRules
 from sutazai.ports.agent import LLM_INFERENCE, TASK_PROCESSING, Agent, Models
+from sutazai.ports.broadcasts import Source
 from sutazai.ports.files import FileStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.queue import Queue
@@ -36,10 +35,12 @@ from sutazai.settings.model import Agents as AgentSettings
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
+from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
-from sutazai.tasks.dead_letters import end_dead_letters
+from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.depths import Depths
 from sutazai.tasks.relay import Relay
+from sutazai.tasks.results import Results
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
 
@@ -63,9 +64,19 @@ def installed_agents(settings: AgentSettings, web: Web, files: FileStore, object
     return {agent.name: isolated(agent) if agent.is_isolated else agent for agent in registry}
 
 
-def _refusal(error: SutazaiError) -> tuple[int, Mapping[str, Any]]:
+def _refusal(error: SutazaiError) -> tuple[int, bytes]:
     told = answer_to(error, Dialect.OPENAI)
-    return told.status, msgspec.json.decode(told.body)
+    return told.status, told.body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSide:
+    """What goes to a broker and comes from it."""
+
+    queue: RabbitQueue
+    dead_letters: DeadLetters
+    broadcasts: Sequence[Broadcast]
+    """What carries to its stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +85,8 @@ class TaskQueue:
 
     queue: Queue
     depths: Depths
+    broker: BrokerSide | None = None
+    """None where the queue is the table."""
 
 
 async def begin_queue(
@@ -85,22 +98,36 @@ async def begin_queue(
     if stores.clock is not None:
         begin(stores.clock.run, "ask the database for its time")
     begin(lambda: sweep(stores.tasks, stores.wall), "look at deadlines of tasks")
-    if stores.database is not None:
-        begin(Statistics(stores.database, every_s=settings.tasks.statistics_s).run, "count what agents did")
+    for database in stores.databases:
+        begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)
         begin(depths.run, "look how many tasks wait")
         return TaskQueue(queue=stores.queue, depths=depths)
     broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
     begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
-    begin(lambda: end_dead_letters(broker, stores.tasks), "end what the broker gave up")
+    dead_letters = DeadLetters(broker, stores.tasks)
+    begin(dead_letters.run, "end what the broker gave up")
+    broadcasts = [
+        Broadcast(store, source, broker.events.append, wall=stores.wall)
+        for store in stores.broadcasts
+        for source in Source
+    ]
+    for each in broadcasts:
+        begin(each.run, f"carry {each.source} of {each.shard or 'the database'} to the stream")
     depths = Depths([stores.queue, broker], names)
     begin(depths.run, "look how many tasks wait")
-    return TaskQueue(queue=broker, depths=depths)
+    side = BrokerSide(queue=broker, dead_letters=dead_letters, broadcasts=broadcasts)
+    return TaskQueue(queue=broker, depths=depths, broker=side)
 
 
 def make_worker(
-    settings: Settings, stores: Stores, queue: Queue, agents: Mapping[str, Agent], models: Models
+    settings: Settings,
+    stores: Stores,
+    queue: Queue,
+    agents: Mapping[str, Agent],
+    models: Models,
+    objects: ObjectStore,
 ) -> Worker:
     """A worker as the settings say. Raises `SettingsError` where they name an agent that is not there."""
     mine = frozenset(settings.tasks.agents) or frozenset(agents)
@@ -113,12 +140,14 @@ def make_worker(
         models=models,
         messages=stores.messages,
         agents=agents,
+        results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
         default_model=settings.tasks.model,
         wall=stores.wall,
     )
     rules = WorkerRules(
         name=f"{socket.gethostname()}:{os.getpid()}",
         slots={name: _slots(settings.tasks, name) for name in sorted({agents[one].queue for one in mine})},
+        prefetch=_prefetch(settings),
         delivery_limit=settings.tasks.delivery_limit,
         drain_s=settings.tasks.drain_s,
     )
@@ -138,6 +167,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
             open_stores(
                 settings.database,
                 data_dir,
+                shards=settings.shards,
                 max_length=settings.tasks.max_length,
                 promote_after_s=settings.tasks.promote_after_s,
             )
@@ -159,13 +189,21 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
         )
-        yield make_worker(settings, stores, queue.queue, agents, models)
+        yield make_worker(settings, stores, queue.queue, agents, models, objects)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _prefetch(settings: Settings) -> PrefetchRules:
+    """A table hands out word of a task within a millisecond, so none has to wait here."""
+    broker = settings.rabbitmq
+    if broker.url is None:
+        return NONE_WAITS
+    return PrefetchRules(slow=broker.prefetch_slow, fast=broker.prefetch_fast)
 
 
 def _slots(settings: TaskSettings, queue: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sutazai.adapters.objects.archive import archiving
+from sutazai.adapters.objects.archive import archiving, set_aside
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.partitions import Partitions
@@ -22,9 +22,8 @@ async def begin_partitions(
     settings: Settings, stores: Stores, data_dir: Path, begin: Callable[[Callable[[], Awaitable[None]], str], None]
 ) -> None:
     """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
-    if stores.database is not None:
-        tended = await partitions(settings, stores.database, data_dir, wall=stores.wall)
-        begin(tended.run, "tend partitions")
+    for database in stores.databases:
+        begin((await partitions(settings, database, data_dir, wall=stores.wall)).run, "tend partitions")
 
 
 async def partitions(
@@ -35,5 +34,11 @@ async def partitions(
     if keep_months == 0:
         return Partitions(database, period=period, wall=wall)
     objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
-    archive = functools.partial(archiving, objects)
-    return Partitions(database, period=period, keep_s=keep_months * MONTH_S, archive=archive, wall=wall)
+    return Partitions(
+        database,
+        period=period,
+        keep_s=keep_months * MONTH_S,
+        archive=functools.partial(archiving, objects),
+        set_aside=functools.partial(set_aside, objects),
+        wall=wall,
+    )

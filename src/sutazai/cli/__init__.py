@@ -55,6 +55,11 @@ app.command(
     help="Show tasks that were given up, and try them again.\n\nExample: `sutazai dead-letters list`",
 )
 app.command(
+    "sutazai.cli.queues:app",
+    name="queues",
+    help="Show the queues of tasks, and print them for a broker.\n\nExample: `sutazai queues list`",
+)
+app.command(
     "sutazai.cli.schedules:app",
     name="schedules",
     help="Submit tasks again and again.\n\nExample: `sutazai schedules list`",

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sutazai.adapters.llamacpp.spec import discover_models
+from sutazai.adapters.llamacpp.machine import this_machine
+from sutazai.adapters.llamacpp.spec import discover_models, tuning_of
+from sutazai.adapters.llamacpp.tuned import model_digest, read_tuned
 from sutazai.core.errors import EngineFault
 from sutazai.settings.model import Engine
 
@@ -131,6 +133,42 @@ def engine(settings: Engine) -> Finding:
             "Name smaller ones under [engine] models, or free memory.",
         )
     return Finding("engine", Level.OK, "llama.cpp can be loaded" + (f", {len(sizes)} models named" if sizes else ""))
+
+
+def tuning(settings: Engine, folder: Path) -> Finding | None:
+    """
+    Whether the models that are named were tuned on this machine as it is now.
+
+    None where none is named, all is set by hand, or `engine` has something to say of the models. `folder` as in
+    `database.data_dir`.
+    """
+    is_by_hand = settings.slots and settings.threads and settings.batch_tokens
+    if settings.enabled == "never" or not settings.models or is_by_hand:
+        return None
+    try:
+        tuned = read_tuned(folder)
+    except EngineFault as error:
+        return Finding("tuning", Level.WARN, error.message, "Until then the engine runs untuned.")
+    try:
+        specs = discover_models(settings)
+    except EngineFault:
+        return None
+    here = this_machine()
+    untuned = [spec for spec in specs if tuning_of(spec.model_path, here, tuned) is None]
+    if not untuned:
+        return Finding("tuning", Level.OK, "Every model of the engine was tuned on this machine.")
+    for spec in untuned:
+        digest = model_digest(spec.model_path)
+        if before := [one.machine for one in tuned if one.model_digest == digest]:
+            words = f"{spec.name} was tuned for another machine: {before[-1]}. This one is {here}."
+            return Finding("tuning", Level.WARN, words, f"Run `sutazai nodes tune {spec.name} --save` again.")
+    names = [spec.name for spec in untuned]
+    return Finding(
+        "tuning",
+        Level.OK,
+        f"Never tuned: {', '.join(names)}.",
+        f"`sutazai nodes tune {names[0]} --save` may make it faster.",
+    )
 
 
 def files(limits: tuple[int, int]) -> Finding:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
-from contextlib import closing
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,9 @@ from sutazai.adapters.http.address import parse_address
 from sutazai.adapters.http.client import Answer, HttpClient
 from sutazai.adapters.http.connection import ConnectionPool
 from sutazai.adapters.http.resolve import resolve
-from sutazai.adapters.postgres.database import open_database
-from sutazai.adapters.postgres.stores import open_stores
+from sutazai.adapters.postgres.database import Database as Postgres
+from sutazai.adapters.postgres.servers import ServerState
+from sutazai.adapters.postgres.stores import connected, open_stores
 from sutazai.bootstrap import connector
 from sutazai.bootstrap.rules import Live, sources
 from sutazai.cli.checks import Finding, Level, port_fault
@@ -23,11 +25,12 @@ from sutazai.core.errors import NodeFault, NodeRejected, StoreUnavailable, Sutaz
 from sutazai.core.node import Node, NodeKind, NodeReport
 from sutazai.edge.auth import is_loopback
 from sutazai.gateway.membership import DnsName, Sources, Wanted
-from sutazai.settings.model import Settings
+from sutazai.settings.model import Database, Settings
 from sutazai.settings.secret import Secret
 
 LOOK_S = 3.0
 """For one question that is not a probe."""
+LOOK_AGAIN_S = 0.1
 AT_ONCE = 16
 """Nodes looked at side by side."""
 
@@ -64,13 +67,59 @@ def address(host: str, port: int) -> Finding:
     return Finding("gateway", Level.OK, f"None runs; port {port} of {host} is free.", "`sutazai up` starts one.")
 
 
-async def database(url: Secret, timeout_s: float) -> Finding:
-    """Whether a named database answers."""
+async def database(url: Secret, settings: Database) -> Sequence[Finding]:
+    """Whether a named database answers, and each of its servers where it has several."""
     try:
-        async with open_database(url, timeout_s=timeout_s) as opened, opened.transaction():
-            return Finding("database", Level.OK, "The database of `database.url` answers.")
+        async with connected(url, settings) as opened:
+            servers = await _settled(opened, settings)
+            if servers is not None:
+                return [*_primary(servers), *(_server(server, settings.replica_max_lag_s) for server in servers)]
+            async with opened.transaction():
+                return [Finding("database", Level.OK, "The database of `database.url` answers.")]
     except StoreUnavailable as error:
-        return Finding("database", Level.FAIL, error.message)
+        return [Finding("database", Level.FAIL, error.message)]
+
+
+async def _settled(opened: Postgres, settings: Database) -> Sequence[ServerState] | None:
+    """What is known of several servers, once replicas had the time to show that they are not late."""
+    if opened.servers() is None:
+        return None
+    with suppress(StoreUnavailable):
+        async with opened.transaction():
+            pass
+    began = time.monotonic()
+    while True:
+        state = opened.servers()
+        servers = () if state is None else state.servers
+        if (
+            all(one.is_primary or one.is_fresh for one in servers)
+            or time.monotonic() - began > 2 * settings.replica_max_lag_s
+        ):
+            return servers
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _primary(servers: Sequence[ServerState]) -> Sequence[Finding]:
+    if any(server.is_primary for server in servers):
+        return [Finding("database", Level.OK, f"{len(servers)} servers, and one of them is the primary")]
+    remedy = "Start it, or promote a replica; until then nothing can be written."
+    return [Finding("database", Level.FAIL, f"None of its {len(servers)} servers is a primary.", remedy)]
+
+
+def _server(server: ServerState, max_lag_s: float) -> Finding:
+    check = f"database {server.name}"
+    if server.is_primary is None:
+        remedy = "Start it, or take it out of `database.url` and `database.replicas`."
+        return Finding(check, Level.WARN, server.fault or "It did not answer.", remedy)
+    if server.is_primary:
+        return Finding(check, Level.OK, "the primary")
+    if server.lag_s is None or server.behind_bytes is None:
+        return Finding(check, Level.WARN, "a replica; how late cannot be told without a primary")
+    told = f"a replica, {server.behind_bytes:,} bytes behind"
+    if server.is_fresh:
+        return Finding(check, Level.OK, told)
+    remedy = f"It is not read from before it is at most {max_lag_s:g} s late; its log may tell why."
+    return Finding(check, Level.WARN, f"{told}, and late by {server.lag_s:.1f} s or more", remedy)
 
 
 async def keys(settings: Settings, folder: Path) -> Finding:
@@ -82,7 +131,7 @@ async def keys(settings: Settings, folder: Path) -> Finding:
     # an embedded database that was never started holds no key, and need not be made to find that out
     if settings.database.url is not None or (folder / "postgres").exists():
         try:
-            async with open_stores(settings.database, folder) as stores:
+            async with open_stores(settings.database, folder, shards=settings.shards) as stores:
                 live = sum(key.revoked_at is None for key in await stores.keys.all())
         except StoreUnavailable as error:
             return Finding("keys", Level.FAIL, f"They could not be read. {error.message}")
@@ -193,7 +242,10 @@ async def _healthy(check: str, entry: Wanted, report: NodeReport) -> Finding:
     count = len(report.models)
     words = f"{node.kind.value}, {count} model{'s' if count > 1 else ''}"
     if slots is None and node.kind is NodeKind.OLLAMA:
-        hint = "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`."
+        hint = (
+            "Taken to have 1 slot; if its OLLAMA_NUM_PARALLEL is higher, give that as the node's `slots`. "
+            f"`sutazai nodes tune {node.name}` measures it."
+        )
         return Finding(check, Level.OK, words, hint)
     return Finding(check, Level.OK, words if slots is None else f"{words}, {slots} slots")
 

@@ -33,6 +33,7 @@ from sutazai.core.errors import (
     SutazaiError,
     Unauthorized,
 )
+from sutazai.core.mark import WRITTEN
 from sutazai.dialects.errors import error_message
 from sutazai.settings.check import node_address
 from sutazai.settings.load import find, load
@@ -40,6 +41,9 @@ from sutazai.settings.model import Server
 from sutazai.settings.secret import Secret
 
 T = TypeVar("T")
+
+TOLD = f": {WRITTEN} ".encode()
+"""How a stream of events tells a mark at its end."""
 
 CONNECT_S = 5.0
 ANSWER_S = 20.0
@@ -132,6 +136,8 @@ class GatewayClient:
         self._has_key = key is not None
         self._pool = ConnectionPool(url, parse_address(url), connect_s=CONNECT_S)
         self._http = HttpClient(self._pool, bearer=_bearer(key))
+        self._mark: bytes | None = None
+        """Of what this command wrote or was told: another gateway behind the same address is to know of it."""
 
     async def ask(
         self, method: str, path: str, value: object = None, *, shape: type[T], within_s: float = ANSWER_S
@@ -149,8 +155,9 @@ class GatewayClient:
         with self._told(within_s):
             await self._reach()
             async with asyncio.timeout(within_s):
-                answer = await self._http.fetch(method, path, body)
+                answer = await self._http.fetch(method, path, body, self._marks())
             self._check(answer)
+            self._mark = answer.headers.get(WRITTEN.encode(), self._mark)
         return answer.body
 
     async def lines(
@@ -163,14 +170,19 @@ class GatewayClient:
         """
         with self._told(idle_s):
             await self._reach()
-            stream = self._http.lines(method, path, value, idle_s=idle_s, headers=headers)
+            stream = self._http.lines(method, path, value, idle_s=idle_s, headers=[*headers, *self._marks()])
             async with aclosing(cast("AsyncGenerator[bytes, None]", stream)) as lines:
                 async for line in lines:
+                    if line.startswith(TOLD):
+                        self._mark = line.removeprefix(TOLD)
                     yield line
 
     def close(self) -> None:
         """Drop the connections."""
         self._pool.close()
+
+    def _marks(self) -> Sequence[bytes]:
+        return () if self._mark is None else (b"%b: %b" % (WRITTEN.encode(), self._mark),)
 
     async def _reach(self) -> None:
         """Have a connection first: a gateway that is not there must be told from one that breaks off."""

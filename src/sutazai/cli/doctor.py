@@ -13,13 +13,14 @@ import cyclopts
 import uvloop
 from rich.text import Text
 
-from sutazai.cli import checks, checks_pool
+from sutazai.cli import checks, checks_broker, checks_pool
 from sutazai.cli.checks import Finding, Level
 from sutazai.cli.client import Url, gateway_url, guarded, listening_url
 from sutazai.cli.printing import console, fitting, print_json
 from sutazai.core.errors import SettingsError
 from sutazai.settings.load import data_dir, find, load
 from sutazai.settings.model import Settings
+from sutazai.telemetry.logs import configure
 
 app = cyclopts.App(name="doctor")
 
@@ -30,7 +31,7 @@ LEVEL_CHARACTERS = 6
 @app.default
 def doctor(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False, url: Url = None) -> int:
     """
-    Look at the settings, the database, the engine, the nodes and the machine.
+    Look at the settings, the database, RabbitMQ, the engine, the nodes and the machine.
 
     Exits with 1 where something has to be mended first. Examples: `sutazai doctor`, `sutazai doctor --json`
 
@@ -41,6 +42,7 @@ def doctor(*, json: Annotated[bool, cyclopts.Parameter(negative="")] = False, ur
     """
 
     def work() -> int:
+        configure(form="text", level="error")
         findings = examine(url)
         if json:
             print_json([_plain(finding) for finding in findings])
@@ -69,6 +71,8 @@ def examine(url: str | None) -> list[Finding]:
     if settings.database.url is None:
         here += [checks.data_dir(folder), checks.embedded_postgres(folder)]
     here.append(checks.engine(settings.engine))
+    if (tuning := checks.tuning(settings.engine, folder)) is not None:
+        here.append(tuning)
     return here + uvloop.run(_on_the_network(settings, folder, url))
 
 
@@ -76,9 +80,10 @@ async def _on_the_network(settings: Settings, folder: Path, url: str | None) -> 
     """Each check has a time limit of its own."""
     found: list[Finding] = []
     if settings.database.url is not None:
-        found.append(await checks_pool.database(settings.database.url, settings.database.timeout_s))
+        found += await checks_pool.database(settings.database.url, settings.database)
     if all(finding.level is not Level.FAIL for finding in found):
         found.append(await checks_pool.keys(settings, folder))
+    found += await checks_broker.broker(settings.rabbitmq)
     found.append(await _gateway(settings, url))
     return found + await checks_pool.nodes(settings, os.environ)
 

@@ -17,6 +17,11 @@ from sutazai.cli.printing import Cell, console, print_json, print_table, table
 from sutazai.core.errors import NodeUnreachable
 
 app = cyclopts.App(name="nodes")
+app.command(
+    "sutazai.cli.nodes_tune:tune",
+    name="tune",
+    help="Measure how a node is fastest.\n\nExample: `sutazai nodes tune sutazai-trial --save`",
+)
 
 PATH = "/admin/nodes"
 REFRESH_S = 1.0

@@ -13,7 +13,7 @@ from typing import Any
 from sutazai.adapters.objects.store import open_objects
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.stores import Stores, open_bare, open_stores
-from sutazai.core.errors import BadRequest, NotFound, SettingsError, StoreUnavailable
+from sutazai.core.errors import BadRequest, Conflict, Misdirected, NotFound, SettingsError, StoreUnavailable
 from sutazai.ports.audit import Actor
 from sutazai.ports.objects import ObjectStore
 from sutazai.settings import load as settings
@@ -30,8 +30,18 @@ def with_stores(work: Callable[[Stores], Awaitable[int]]) -> int:
     """Do a command's work on the stores and give its exit code; what goes wrong is told in a sentence."""
 
     async def run() -> int:
-        async with open_stores(*_settings()) as stores:
+        loaded, data_dir = _loaded()
+        async with open_stores(loaded.database, data_dir, shards=loaded.shards) as stores:
             return await work(stores)
+
+    return _told(run)
+
+
+def with_settings(work: Callable[[Settings, Path], Awaitable[int]]) -> int:
+    """The same with the settings and the folder for data, and nothing opened."""
+
+    async def run() -> int:
+        return await work(*_loaded())
 
     return _told(run)
 
@@ -64,7 +74,7 @@ def _told(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
     except SettingsError as error:
         sys.stderr.write("".join(f"{mistake}\n" for mistake in error.mistakes))
         return MISTAKES
-    except (BadRequest, NotFound, StoreUnavailable) as error:
+    except (BadRequest, Conflict, Misdirected, NotFound, StoreUnavailable) as error:
         return refuse(error.message)
 
 

@@ -14,7 +14,7 @@ from sutazai.cli.printing import Cell
 
 PATH = "/v1/tasks"
 PAGE = 100
-HEADS = ("TASK", "AGENT", "STATUS", "ATTEMPTS", "CREATED", "ENDED", "WHY")
+HEADS = ("TASK", "AGENT", "STATUS", "FAILURES", "CREATED", "ENDED", "WHY")
 STYLES = {"completed": "green", "failed": "bold red", "processing": "cyan"}
 MAX_WHY = 80
 
@@ -25,7 +25,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     agent: str
     status: str
-    attempts: int
+    failed_attempts: int
     created_at: datetime
     ended_at: datetime | None = None
     reason: str | None = None
@@ -75,7 +75,7 @@ def cells(task: TaskRow) -> list[Cell]:
         task.id,
         task.agent,
         Text(task.status, style=STYLES.get(task.status, "")),
-        str(task.attempts),
+        str(task.failed_attempts),
         moment(task.created_at),
         moment(task.ended_at),
         why if len(why) <= MAX_WHY else f"{why[:MAX_WHY]}…",

@@ -8,6 +8,7 @@ SutazaiError
 │   └── TooLarge           a body, head or batch was over its limit
 ├── Unauthorized           no key, or one that is not known
 ├── Forbidden              the key or the origin may not do this
+├── Misdirected            the tenant's data is kept in another region
 ├── NotFound               nothing lives at this address
 │   └── UnknownAgent       no agent of that name is registered
 ├── Conflict               somebody else changed the same thing meanwhile
@@ -85,6 +86,10 @@ class Unauthorized(SutazaiError):
 
 class Forbidden(SutazaiError):
     """The key or the origin may not do this."""
+
+
+class Misdirected(SutazaiError):
+    """The tenant's data is kept in another region, or nobody said in which."""
 
 
 class NotFound(SutazaiError):

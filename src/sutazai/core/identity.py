@@ -61,6 +61,8 @@ class Tenant:
     priority: Priority = Priority.NORMAL
     """What its requests have; they may ask for less."""
     limits: Limits = Limits()
+    region: str = ""
+    """Its home: where its data is kept. Empty where there are no regions."""
     waiting_tasks: int | None = None
     """Tasks that may wait to be started; None = as many as the settings say."""
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from sutazai.core.request import Priority
 
 PREFIX = "task_"
 ID_LENGTH = len(PREFIX) + 32
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 class TaskStatus(enum.Enum):
@@ -229,7 +231,11 @@ class Completed(Event):
 
     fence: int
     result: str
+    """JSON; empty where the result is an object."""
     result_object: str = ""
+    """Its name, which ends with its SHA-256."""
+    result_bytes: int = 0
+    """Size of that object."""
     tokens: int = 0
 
 
@@ -285,10 +291,14 @@ def after(task: Task | None, event: Event, *, id: str, at: datetime) -> Task:  #
     if task is None:
         raise IllegalChange(f"{type(event).__name__} happened to a task that does not exist. Submit it first.")
     changes = _CHANGES[type(event)](task, event, at)
-    return replace(task, version=task.version + 1, **changes)
+    values = dict(zip(_TASK_FIELDS, _task_values(task), strict=True))  # as `replace` does, in half of its time
+    values.update(changes, version=task.version + 1)
+    return Task(**values)
 
 
 Changes = dict[str, Any]
+_TASK_FIELDS = tuple(field.name for field in fields(Task))
+_task_values = attrgetter(*_TASK_FIELDS)
 
 
 def _released(task: Task, event: Released, at: datetime) -> Changes:
@@ -454,31 +464,41 @@ def _illegal(task: Task, event: Event) -> IllegalChange:
     )
 
 
-def task_id(now_s: float, random_bits: int) -> str:
+def task_id(now_s: float, random_bits: int, *, slot: int = 0) -> str:
     """
     A new id: UUID version 7 (RFC 9562), so that ids sort by time.
 
     Args:
         now_s: Unix seconds; kept to the millisecond.
-        random_bits: 74 of them.
+        random_bits: 62 of them.
+        slot: the shard slot of its tenant, by which stores find the task; of the 74 random bits it takes 12.
     """
-    milliseconds = int(now_s * 1000)
-    high, low = random_bits >> 62 & 0xFFF, random_bits & (1 << 62) - 1
-    return f"{PREFIX}{milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
+    milliseconds, low = int(now_s * 1000), random_bits & (1 << 62) - 1
+    return f"{PREFIX}{milliseconds << 80 | 0x7 << 76 | slot << 64 | 0b10 << 62 | low:032x}"
+
+
+def slot_in(id: str) -> int:  # noqa: A002 - the id of the task
+    """The shard slot in an id; 0 for what is none."""
+    return uuid_of(id).int >> 64 & 0xFFF if is_task_id(id) else 0
 
 
 def created_at_of(id: str) -> datetime:  # noqa: A002 - the id of the task
     """The time in an id. Raises `ValueError` for what is none."""
-    milliseconds = uuid_of(id).int >> 80
-    seconds, rest = divmod(milliseconds, 1000)
+    seconds, rest = divmod(int(digits_of(id)[:12], 16), 1000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
 
 
 def uuid_of(id: str) -> UUID:  # noqa: A002 - the id of the task
     """The UUID in an id. Raises `ValueError` for what is none."""
-    if len(id) != ID_LENGTH or not id.startswith(PREFIX):
+    return UUID(digits_of(id))
+
+
+def digits_of(id: str) -> str:  # noqa: A002 - the id of the task
+    """The hexadecimal digits in an id. Raises `ValueError` for what is none."""
+    digits = id[len(PREFIX) :]
+    if len(id) != ID_LENGTH or not id.startswith(PREFIX) or not _HEX.issuperset(digits):
         raise ValueError(f"{id[:ID_LENGTH]!r} was no id of a task. Ids begin with `{PREFIX}`.")
-    return UUID(id.removeprefix(PREFIX))
+    return digits
 
 
 def is_task_id(text: str) -> bool:
@@ -502,13 +522,14 @@ def is_storable(text: str) -> bool:
 
 def storable(event: Event) -> Event:
     """The event as every store can keep it: what an agent or its error says must never keep a task from ending."""
-    texts = {name: getattr(event, name) for name in _TEXTS if hasattr(event, name)}
-    spoiled = {name: text for name, text in texts.items() if not is_storable(text)}
+    texts = [(name, getattr(event, name)) for name in _TEXTS_OF.get(type(event), ())]
+    spoiled = {name: text for name, text in texts if not is_storable(text)}
     if not spoiled:
         return event
     mended = {name: text.encode("utf-8", "replace").decode().replace("\0", "?") for name, text in spoiled.items()}
     return replace(event, **mended)  # type: ignore[type-var]
 
 
-_TEXTS = ("error", "worker", "result", "result_object", "progress", "checkpoint")
+_TEXTS = frozenset({"error", "worker", "result", "result_object", "progress", "checkpoint"})
 """Fields of events that come from outside."""
+_TEXTS_OF = {kind: tuple(field.name for field in fields(kind) if field.name in _TEXTS) for kind in _CHANGES}  # type: ignore[arg-type]

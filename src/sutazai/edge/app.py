@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
@@ -23,7 +25,11 @@ from sutazai.edge import (
     sessions,
     tasks,
 )
+from sutazai.edge.marks import marked
 from sutazai.edge.pool import Pool
+
+KEPT = (sessions, files, batches, tasks, schedules)
+"""What tenants write and read again."""
 
 
 def build(pool: Pool) -> Router:
@@ -37,11 +43,7 @@ def build(pool: Pool) -> Router:
         routes=[
             *health.routes(pool),
             *openai.routes(pool),
-            *sessions.routes(pool),
-            *files.routes(pool),
-            *batches.routes(pool),
-            *tasks.routes(pool),
-            *schedules.routes(pool),
+            *marked(pool.marks, chain.from_iterable(kept.routes(pool) for kept in KEPT)),
             *ollama.routes(pool),
             *admin.routes(pool),
             *admin_keys.routes(pool),

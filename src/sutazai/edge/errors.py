@@ -16,6 +16,7 @@ STATUSES: dict[type[errors.SutazaiError], tuple[int, str]] = {
     errors.BadRequest: (400, "invalid_request_error"),
     errors.Unauthorized: (401, "authentication_error"),
     errors.Forbidden: (403, "permission_error"),
+    errors.Misdirected: (421, "invalid_request_error"),
     errors.NotFound: (404, "not_found_error"),
     errors.Conflict: (409, "conflict_error"),
     errors.Overloaded: (503, "overloaded_error"),

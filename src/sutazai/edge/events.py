@@ -9,8 +9,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sutazai.core.errors import StoreUnavailable
+from sutazai.core.mark import WRITTEN
 from sutazai.core.task import Task
 from sutazai.edge.task_shapes import told_event
+from sutazai.ports.marks import Marks
 from sutazai.ports.tasks import TaskStore
 from sutazai.tasks.watch import Bell, Watch
 
@@ -31,11 +33,14 @@ class EventReply(Response):
     Its bell hangs as long as the reply lasts, however that ends.
     """
 
-    def __init__(self, task: Task, store: TaskStore, watch: Watch, *, seen: int, keep_alive_s: float) -> None:
+    def __init__(
+        self, task: Task, store: TaskStore, watch: Watch, marks: Marks, *, seen: int, keep_alive_s: float
+    ) -> None:
         super().__init__()
         self._task = task
         self._store = store
         self._watch = watch
+        self._marks = marks
         self._seen = seen
         self._keep_alive_s = keep_alive_s
 
@@ -47,14 +52,22 @@ class EventReply(Response):
             try:
                 while not await self._told(bell, send):
                     await self._wait(bell, send)
+                if mark := await self._marks.newest(self._task.draft.tenant):
+                    await _say(send, b": %b %b\n\n" % (WRITTEN.encode(), str(mark).encode()))
             except StoreUnavailable:
                 await _say(send, AWAY)
             await send({"type": "http.response.body", "body": b""})
 
     async def _told(self, bell: Bell, send: Send) -> bool:
-        """Tell all that is new; whether that was the end."""
+        """
+        Tell all that is new; whether that was the end.
+
+        Only the newest of all will do: a bell rings for what a copy may not have yet, and it does not ring again.
+        """
+        tenant = self._task.draft.tenant
         while True:
-            events = await self._store.events(self._task.draft.tenant, self._task.id, after=bell.version, limit=AT_ONCE)
+            events = await self._store.events(tenant, self._task.id, after=bell.version, limit=AT_ONCE)
+            self._marks.note(tenant)  # who asks for the task next is told no less
             for event in events:
                 await _say(
                     send, b"id: %d\nevent: %b\ndata: %b\n\n" % (event.version, event.kind.encode(), told_event(event))

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from sutazai.core.errors import BadRequest, Forbidden, NotFound
 from sutazai.core.file import File, file_id, is_file_id
 from sutazai.dialects.multipart import Part, form_of
+from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, json_reply, resource
 from sutazai.ports.objects import object_name
@@ -56,7 +57,14 @@ def routes(pool: Pool) -> list[Address]:
         order, purpose = query.get("order", "desc"), query.get("purpose", "")
         if order not in {"asc", "desc"} or "\0" in purpose:
             raise BadRequest("order must be `asc` or `desc`, and purpose a word.", where="order")
-        found = await files.page(tenant, purpose=purpose, after=after, is_oldest_first=order == "asc", limit=limit + 1)
+        found = await files.page(
+            tenant,
+            purpose=purpose,
+            after=after,
+            is_oldest_first=order == "asc",
+            limit=limit + 1,
+            seen=mark_in(http),
+        )
         page = [told(file) for file in found[:limit]]
         ids = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, **ids})

@@ -21,6 +21,7 @@ from sutazai.edge.openapi_words import get as _get
 from sutazai.edge.openapi_words import in_path as _in_path
 from sutazai.edge.openapi_words import in_query as _in_query
 from sutazai.edge.openapi_words import json_body as _json_body
+from sutazai.edge.openapi_words import marked as marked_paths
 from sutazai.edge.replies import Address
 
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -155,8 +156,8 @@ def routes() -> list[Address]:
 def document() -> Schema:
     """OpenAPI 3.1."""
     paths: Schema = {endpoint.path: {"post": _inference(endpoint)} for endpoint in Endpoint}
-    paths |= _openai_paths() | _ollama_paths() | _other_paths() | _admin_paths() | _session_paths()
-    paths |= task_paths() | file_paths() | batch_paths()
+    paths |= _openai_paths() | _ollama_paths() | _other_paths() | _admin_paths()
+    paths |= marked_paths(_session_paths() | task_paths() | file_paths() | batch_paths())
     return {
         "openapi": "3.1.0",
         "info": {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sutazai.agents.batch_shapes import ENDPOINT, WINDOW
+from sutazai.agents.batch_shapes import WINDOW
 from sutazai.edge.openapi_files import FILE_ID
 from sutazai.edge.openapi_words import Schema, at, body, get, in_query, json_body
+from sutazai.ports.agent import ENDPOINTS
 
 BATCH_ID: Schema = {"type": "string", "pattern": "^batch_[0-9a-f]{32}$"}
 SECONDS: Schema = {"type": ["integer", "null"]}
@@ -23,7 +24,7 @@ STATUS: Schema = {
 BATCH_BODY: Schema = body(
     ["input_file_id", "endpoint"],
     input_file_id=FILE_ID,
-    endpoint={"enum": [ENDPOINT]},
+    endpoint={"enum": list(ENDPOINTS)},
     completion_window={"enum": [WINDOW]},
     metadata={
         "type": ["object", "null"],

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from sutazai.core.mark import WRITTEN
 from sutazai.core.request import Dialect
 
 Schema = dict[str, Any]
 
 ANYTHING: Schema = {"type": "object"}
 PRIORITY: Schema = {"enum": ["high", "normal", "low"]}
+MARK: Schema = {"type": "string", "pattern": "^[0-9a-f]{1,8}-[0-9a-f]{1,15}$"}
+SEEN: Schema = {
+    "name": WRITTEN,
+    "in": "header",
+    "description": "What the answer to a write had under this name: what is read here is not older than that.",
+    "schema": MARK,
+}
+GIVEN: Schema = {
+    "description": "A mark of what was written, where the database has replicas. Send it with what you read next.",
+    "schema": MARK,
+}
 
 
 def body(required: list[str], **properties: Schema) -> Schema:
@@ -53,6 +65,17 @@ def in_path(name: str) -> Schema:
 def in_query(name: str, schema: Schema) -> Schema:
     """A part of the query."""
     return {"name": name, "in": "query", "schema": schema}
+
+
+def marked(paths: Schema) -> Schema:
+    """What tenants write and read again: answers to writes carry a mark, and every request may."""
+    for operations in paths.values():
+        for method, operation in operations.items():
+            operation["parameters"] = [*operation.get("parameters", ()), SEEN]
+            if method != "get":
+                good = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
+                good["headers"] = {**good.get("headers", {}), WRITTEN: GIVEN}
+    return paths
 
 
 def error(dialect: Dialect) -> Schema:

@@ -19,11 +19,14 @@ from sutazai.ports.audit import AuditLog
 from sutazai.ports.cache import Forgotten
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
+from sutazai.ports.messages import MessageStore
 from sutazai.ports.objects import ObjectStore
 from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.tasks.recurring import Recurring
+from sutazai.tasks.results import Results
 from sutazai.tasks.submit import Submission
 from sutazai.tasks.watch import Watch
 from sutazai.telemetry.metrics import Metrics
@@ -58,8 +61,11 @@ class Pool:
     recurring: Recurring
     webhook_secret: str
     """What the secrets of tenants are derived from; empty where webhooks are not told."""
+    messages: MessageStore
     files: FileStore
     objects: ObjectStore
+    marks: Marks
+    results: Results
     keep_alive_s: Callable[[], float]
     """How often a stream without a token gets a sign of life, as of now."""
 

@@ -14,6 +14,7 @@ from sutazai.core.request import Priority
 from sutazai.core.schedule import Schedule, schedule_uuid
 from sutazai.core.task import TaskDraft
 from sutazai.edge.admin_shapes import Body, PriorityName
+from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.task_shapes import NO_NUL
@@ -74,7 +75,7 @@ def routes(pool: Pool) -> list[Address]:
         after = http.query_params.get("after", "")
         if after and schedule_uuid(after) is None:
             raise BadRequest("after was no id of a schedule.", where="after")
-        found = await store.page(tenant, after=after, limit=limit + 1)
+        found = await store.page(tenant, after=after, limit=limit + 1, seen=mark_in(http))
         page = list(map(_told, found[:limit]))
         last_id = page[-1]["id"] if page else None
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, "last_id": last_id})

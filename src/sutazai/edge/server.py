@@ -206,5 +206,5 @@ class Server:
             b"x-request-id, x-sutazai-node, x-sutazai-reason, x-sutazai-cache, x-sutazai-queue-position, "
             b"x-sutazai-queue-eta-seconds, x-sutazai-model, x-ratelimit-limit-requests, "
             b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
-            b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, retry-after\r\n" % origin
+            b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, retry-after, x-sutazai-written\r\n" % origin
         )

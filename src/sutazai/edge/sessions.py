@@ -25,6 +25,7 @@ from sutazai.dialects.errors import keep_alive, stream_error
 from sutazai.dialects.reading import MAX_MODEL_CHARACTERS
 from sutazai.edge.errors import status_of
 from sutazai.edge.heads import header_pairs
+from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool, caller_of, for_inference
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.wishes import Wishes
@@ -77,7 +78,7 @@ def routes(pool: Pool) -> list[Address]:
         before = http.query_params.get("after", "")
         if "\0" in before:
             raise BadRequest("after was no id of a session.", where="after")
-        found = await sessions.page(_tenant(http), before=before, limit=limit + 1)
+        found = await sessions.page(_tenant(http), before=before, limit=limit + 1, seen=mark_in(http))
         page = [_session(session) for session in found[:limit]]
         return json_reply(
             {

@@ -96,7 +96,7 @@ def told_briefly(task: Task) -> dict[str, Any]:
         "is_cancelling": task.is_cancelling,
         "priority": draft.priority.name.lower(),
         "parent": draft.parent or None,
-        "attempts": task.attempts,
+        "failed_attempts": task.attempts,
         "reason": None if task.reason is None else task.reason.value,
         "error": task.error or None,
         "tokens": task.tokens,

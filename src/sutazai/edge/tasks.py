@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from sutazai.core.errors import BadRequest, NotFound
 from sutazai.core.identity import Scope
+from sutazai.core.mark import Mark
 from sutazai.core.task import Task, TaskStatus, is_task_id
 from sutazai.edge.events import EVENT_STREAM, EventReply
+from sutazai.edge.marks import mark_in
 from sutazai.edge.pool import Pool, caller_of
 from sutazai.edge.replies import Address, body_as, json_reply, resource
 from sutazai.edge.task_shapes import TaskBody, told_briefly, told_task
@@ -36,7 +38,7 @@ def routes(pool: Pool) -> list[Address]:
         by = submitter(http)
         body = await body_as(http, _TASK)
         task = await pool.submission.submit(body.wanted(header_key=http.headers.get("idempotency-key", "")), by)
-        reply = json_reply(told_task(task), status=202)
+        reply = await told(task, status=202)
         reply.headers["location"] = f"/v1/tasks/{task.id}"
         return reply
 
@@ -44,21 +46,23 @@ def routes(pool: Pool) -> list[Address]:
         tenant = submitter(http).tenant
         query = http.query_params
         limit = page_size(query.get("limit"))
-        found = await store.page(tenant, _filter(query), before=_id_in(query, "after"), limit=limit + 1)
+        found = await store.page(
+            tenant, _filter(query), before=_id_in(query, "after"), limit=limit + 1, seen=mark_in(http)
+        )
         page = [told_briefly(task) for task in found[:limit]]
         last_id = page[-1]["id"] if page else None
         return json_reply({"object": "list", "data": page, "has_more": len(found) > limit, "last_id": last_id})
 
     async def one(http: HttpRequest) -> Response:
-        return json_reply(told_task(await wanted(http)))
+        return await told(await wanted(http, mark_in(http)))
 
     async def cancel(http: HttpRequest) -> Response:
         task_id = http.path_params["task_id"]
-        return json_reply(told_task(_there(await store.cancel(submitter(http).tenant, task_id), task_id)))
+        return await told(_there(await store.cancel(submitter(http).tenant, task_id), task_id))
 
     async def retry(http: HttpRequest) -> Response:
         task_id = http.path_params["task_id"]
-        return json_reply(told_task(_there(await store.requeue(submitter(http).tenant, task_id), task_id)), status=202)
+        return await told(_there(await store.requeue(submitter(http).tenant, task_id), task_id), status=202)
 
     async def events(http: HttpRequest) -> Response:
         seen = _last_event(http.headers.get("last-event-id", ""))
@@ -68,12 +72,15 @@ def routes(pool: Pool) -> list[Address]:
         if http.method == "HEAD":
             return Response(media_type=EVENT_STREAM.decode())
         seen = min(seen, task.version)
-        return EventReply(task, store, pool.watch, seen=seen, keep_alive_s=pool.keep_alive_s())
+        return EventReply(task, store, pool.watch, pool.marks, seen=seen, keep_alive_s=pool.keep_alive_s())
 
-    async def wanted(http: HttpRequest) -> Task:
+    async def told(task: Task, *, status: int = 200) -> Response:
+        return json_reply(told_task(await pool.results.whole(task)), status=status)
+
+    async def wanted(http: HttpRequest, seen: Mark | None = None) -> Task:
         """The task in the address. Raises `NotFound`, also for one of another tenant."""
         task_id = http.path_params["task_id"]
-        return _there(await store.get(submitter(http).tenant, task_id), task_id)
+        return _there(await store.get(submitter(http).tenant, task_id, seen=seen), task_id)
 
     async def secret(http: HttpRequest) -> Response:
         tenant = submitter(http).tenant

@@ -11,9 +11,11 @@ from sutazai.core.request import Endpoint, Priority, Request
 from sutazai.dialects.framing import Collected, Untranslatable
 from sutazai.dialects.reading import read
 from sutazai.gateway.pulled import Pulled
-from sutazai.ports.agent import Said
+from sutazai.ports.agent import CHAT, Answer, Said
 from sutazai.ports.inference import Inference
-from sutazai.ports.said import asked_in, said_in
+from sutazai.ports.said import answer_in, asked_in, said_in
+
+_ENDPOINTS: Mapping[str, Endpoint] = {one.path: one for one in Endpoint}
 
 
 class GatewayModels:
@@ -43,7 +45,23 @@ class GatewayModels:
         self._usual = usual
 
     async def chat(self, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority) -> Said:
-        request = self._request(asked_in(body), tenant, user, priority)
+        answer, node = await self._answer(CHAT, body, tenant, user, priority)
+        return said_in(answer, node=node)
+
+    async def ask(
+        self, endpoint: str, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority
+    ) -> Answer:
+        answer, node = await self._answer(endpoint, body, tenant, user, priority)
+        return answer_in(answer, node=node)
+
+    async def usual(self) -> str:
+        return self._usual()
+
+    async def _answer(
+        self, endpoint: str, body: Mapping[str, Any], tenant: str, user: str, priority: Priority
+    ) -> tuple[bytes, str]:
+        """The body of the answer, and the node that gave it."""
+        request = self._request(_ENDPOINTS[endpoint], asked_in(endpoint, body), tenant, user, priority)
         pulled, whole = Pulled(), Collected()
         try:
             pulled.begin(self._answers, request)
@@ -54,16 +72,13 @@ class GatewayModels:
             raise NodeFault(str(error), node=head.node) from error
         finally:
             pulled.cancel()  # of a call that ended already, nothing is left to cancel
-        return said_in(whole.take(), node=head.node)
+        return whole.take(), head.node
 
-    async def usual(self) -> str:
-        return self._usual()
-
-    def _request(self, body: bytes, tenant: str, user: str, priority: Priority) -> Request:
-        asked = read(Endpoint.OPENAI_CHAT, body)
+    def _request(self, endpoint: Endpoint, body: bytes, tenant: str, user: str, priority: Priority) -> Request:
+        asked = read(endpoint, body)
         return Request(
             self._next_id(),
-            Endpoint.OPENAI_CHAT,
+            endpoint,
             asked.model,
             stream=False,
             body=body,

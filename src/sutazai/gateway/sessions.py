@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from sutazai.core.errors import BadRequest, Conflict, NodeFault, NotFound, RateLimited, TooLarge
+from sutazai.core.mark import Mark
 from sutazai.core.node import Health
 from sutazai.core.request import Endpoint, Head, Request
 from sutazai.core.session import Message, Session
@@ -117,9 +118,9 @@ class Sessions:
             raise _unknown(session_id)
         return session
 
-    async def page(self, tenant: str, *, before: str, limit: int) -> Sequence[Session]:
-        """Sessions that live, newest first, from `before` on; empty = from the newest."""
-        return await self.store.page(tenant, now=self.wall(), before=before, limit=limit)
+    async def page(self, tenant: str, *, before: str, limit: int, seen: Mark | None = None) -> Sequence[Session]:
+        """Sessions that live, newest first, from `before` on; empty = from the newest. `seen`: see `ports/marks.py`."""
+        return await self.store.page(tenant, now=self.wall(), before=before, limit=limit, seen=seen)
 
     async def messages(self, tenant: str, session_id: str) -> Sequence[Message]:
         """What was said, oldest first. Raises `NotFound`."""

@@ -19,6 +19,12 @@ from sutazai.core.task import Task
 TASK_PROCESSING = "task_processing"
 LLM_INFERENCE = "llm_inference"
 
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+EMBEDDING = "/v1/embeddings"
+ENDPOINTS = (CHAT, COMPLETION, EMBEDDING)
+"""Addresses of OpenAI's API where models answer agents."""
+
 
 class Pausing(asyncio.CancelledError):
     """
@@ -44,6 +50,16 @@ class Said:
     """The whole answer in OpenAI's form."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back, in the form of the address that was asked."""
+
+    body: bytes
+    """JSON on one line, with its numbers as the node wrote them."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
 class Models(Protocol):
     """The way to the models: the gateway, from within or over HTTP."""
 
@@ -53,6 +69,11 @@ class Models(Protocol):
 
         `tenant` pays for it, and its limits count.
         """
+
+    async def ask(
+        self, endpoint: str, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority
+    ) -> Answer:
+        """The same at any of `ENDPOINTS`, with the answer as it came."""
 
     async def usual(self) -> str:
         """What to ask where nobody named a model: the one that is chosen by the question, else any that is there."""
@@ -67,6 +88,9 @@ class AgentContext(Protocol):
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], *, model: str = "", **options: Any) -> Said:
         """Ask a model through the gateway. Raises `BudgetSpent` past the task's budget."""
+
+    async def ask(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        """Ask a model at one of `ENDPOINTS`, in the form of that address. Raises `BudgetSpent` as `chat` does."""
 
     async def progress(self, value: object) -> None:
         """Tell whoever watches how far it is: any JSON value. Soon written, and only the newest where many come."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sutazai.core.file import File
+from sutazai.core.mark import Mark
 
 
 class FileStore(Protocol):
@@ -21,8 +22,14 @@ class FileStore(Protocol):
     async def get(self, tenant: str, file_id: str) -> File | None:
         """The file, if it is the tenant's."""
 
-    async def page(self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int) -> Sequence[File]:
-        """So many in the order of ids, beyond the id `after`; an empty `purpose` or `after` means any."""
+    async def page(
+        self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int, seen: Mark | None = None
+    ) -> Sequence[File]:
+        """
+        So many in the order of ids, beyond the id `after`; an empty `purpose` or `after` means any.
+
+        `seen` is as in `ports/marks.py`.
+        """
 
     async def delete(self, tenant: str, file_id: str) -> bool:
         """Forget it; False where it was not there."""

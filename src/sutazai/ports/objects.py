@@ -36,6 +36,13 @@ class ObjectStore(Protocol):
         Raises `TooLarge` for more than the store's size limit.
         """
 
+    async def put_stream(self, name: str, parts: AsyncIterator[bytes]) -> int:
+        """
+        Write an object of any size, in place of what was there; its size in bytes.
+
+        It is there once all parts are. Raises what `parts` raises, and then nothing was written.
+        """
+
     async def get(self, name: str) -> bytes:
         """All of it. Raises `NotFound`."""
 

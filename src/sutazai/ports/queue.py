@@ -40,6 +40,22 @@ class Delivery:
     """How often it was delivered before without an acknowledgement, where the queue knows."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """How one queue stands; None where that kind of queue does not tell."""
+
+    name: str
+    kind: str
+    """`table`, `quorum`, `classic` or `stream`."""
+    waiting: int
+    """Messages with no consumer, and of a stream those that it keeps."""
+    held: int | None = None
+    """Messages with consumers."""
+    later: int | None = None
+    """Messages whose time has not come."""
+    consumers: int
+
+
 class Consumer(Protocol):
     """
     One reader of one queue.
@@ -56,6 +72,14 @@ class Consumer(Protocol):
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         """Give them to somebody else, at once."""
+
+    async def hold(self, prefetch: int) -> None:
+        """
+        Hold so many at most from now on; with 0 nothing more comes.
+
+        What has come already and was not taken is given to somebody else where it is too much. Those that were taken
+        stay, and where they are more, nothing comes before they are fewer and this was called again.
+        """
 
 
 class Queue(Protocol):

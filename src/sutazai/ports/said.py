@@ -1,4 +1,4 @@
-"""The way of a chat through the port `Models`: the body that is sent, and what is read out of the answer."""
+"""The way of a question through the port `Models`: the body that is sent, and what is read out of the answer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from typing import Any
 import msgspec
 
 from sutazai.core.errors import BadRequest, NodeFault
-from sutazai.ports.agent import Said
+from sutazai.ports.agent import EMBEDDING, Answer, Said
 
 ANY_MODEL = "auto"
 """What is asked for where the agent named no model."""
 
 
-def asked_in(body: Mapping[str, Any]) -> bytes:
+def asked_in(endpoint: str, body: Mapping[str, Any]) -> bytes:
     """The body to send: answered whole, by any model where none is named. Raises `BadRequest` for what is no JSON."""
+    whole = {} if endpoint == EMBEDDING else {"stream": False}  # which strict servers do not know of embeddings
     try:
-        return msgspec.json.encode({**body, "model": body.get("model") or ANY_MODEL, "stream": False})
+        return msgspec.json.encode({**body, "model": body.get("model") or ANY_MODEL, **whole})
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest(f"The chat could not be written as JSON: {error}.") from error
+        raise BadRequest(f"The question could not be written as JSON: {error}.") from error
+
+
+def answer_in(body: bytes, *, node: str) -> Answer:
+    """An answer of any address, with what it took. Raises `NodeFault` naming `node`."""
+    try:
+        usage = _ANY_DECODER.decode(body).usage or _Usage()
+        line = msgspec.json.format(body, indent=-1)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NodeFault(f"The answer was not in OpenAI's form: {error}. Ask again.", node=node) from error
+    return Answer(body=line, input_tokens=usage.prompt_tokens or 0, output_tokens=usage.completion_tokens or 0)
 
 
 def said_in(body: bytes, *, node: str) -> Said:
@@ -58,4 +69,9 @@ class _Answer(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _AnyAnswer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_ANY_DECODER = msgspec.json.Decoder(_AnyAnswer)
 _DECODER = msgspec.json.Decoder(_Answer)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from sutazai.core.mark import Mark
 from sutazai.core.schedule import Schedule
 
 
@@ -21,8 +22,8 @@ class ScheduleStore(Protocol):
     async def get(self, tenant: str, schedule_id: str) -> Schedule | None:
         """One; None also for one of another tenant."""
 
-    async def page(self, tenant: str, *, after: str = "", limit: int) -> Sequence[Schedule]:
-        """In the order of ids: those behind the id `after`."""
+    async def page(self, tenant: str, *, after: str = "", limit: int, seen: Mark | None = None) -> Sequence[Schedule]:
+        """In the order of ids: those behind the id `after`. `seen` is as in `ports/marks.py`."""
 
     async def delete(self, tenant: str, schedule_id: str) -> bool:
         """Whether it was there."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from sutazai.core.mark import Mark
 from sutazai.core.session import Message, Session
 
 
@@ -23,8 +24,14 @@ class SessionStore(Protocol):
     async def get(self, tenant: str, session_id: str) -> Session | None:
         """One session; None also for one of another tenant. Always the newest version."""
 
-    async def page(self, tenant: str, *, now: datetime, before: str, limit: int) -> Sequence[Session]:
-        """Those that live past `now`, newest first: the ones made before id `before`, or all where it is empty."""
+    async def page(
+        self, tenant: str, *, now: datetime, before: str, limit: int, seen: Mark | None = None
+    ) -> Sequence[Session]:
+        """
+        Those that live past `now`, newest first: the ones made before id `before`, or all where it is empty.
+
+        `seen` is as in `ports/marks.py`.
+        """
 
     async def history(self, session: Session) -> Sequence[Message]:
         """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from sutazai.core.mark import Mark
 from sutazai.core.task import Event, Task, TaskDraft, TaskStatus
 from sutazai.ports.task_events import KeptEvent
 
@@ -67,14 +68,16 @@ class TaskStore(Protocol):
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         """Tasks of a tenant that were not started, or are to be started again, counted up to so many."""
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
-        """One task; None also for one of another tenant."""
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
+        """One task; None also for one of another tenant. `seen` is as in `ports/marks.py`."""
 
     async def several(self, tenant: str, task_ids: Sequence[str]) -> Sequence[Task]:
         """Those that are there, in no particular order."""
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
-        """Newest first: those made before the id `before`. With no tenant those of all."""
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
+        """Newest first: those made before the id `before`. With no tenant those of all, and always the newest."""
 
     async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
         """

@@ -146,6 +146,7 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
         "max_waiting_per_tenant": COUNT,
         "promote_after_s": LIMIT_S,
         "delivery_limit": Range(1, 1000),
+        "max_inline_bytes": Range(1024, 16 * 2**20),
         "statistics_s": Range(1, 30 * 86_400),
         "keep_months": Range(0, 1200),
         "drain_s": PAUSE_S,
@@ -175,9 +176,10 @@ RANGES: Mapping[type[msgspec.Struct], Mapping[str, Range]] = {
     },
     model.Timeouts: dict.fromkeys(("connect_s", "first_token_s", "idle_s", "total_s", "keep_alive_s"), LIMIT_S),
     model.Engine: {
-        "slots": Range(1, 1024),
+        "slots": Range(0, 1024),
         "context_tokens": COUNT,
         "threads": Range(0, 4096),
+        "batch_tokens": Range(0, 65_536),
         "max_rss_bytes": Range(0),
     },
 }
@@ -191,6 +193,8 @@ def mistakes_in(group: model.Group) -> Iterator[Mistake]:
             yield from _server(group)
         case model.Database():
             yield from _database(group)
+        case model.Shard():
+            yield from _shard(group)
         case model.NodeSettings():
             yield from _node(group)
         case model.DnsSource():
@@ -297,6 +301,24 @@ def _database(database: model.Database) -> Iterator[Mistake]:
         yield ("replicas",), "stood without the url of a primary; give that too"
     for number, url in enumerate(database.replicas):
         yield from _database_url(url, ("replicas", number))
+    yield from _region(database.region)
+
+
+def _shard(shard: model.Shard) -> Iterator[Mistake]:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", shard.name):
+        yield ("name",), "was not 1 to 64 letters, digits and . _ -; give a plain word"
+    if shard.url is not None:
+        yield from _database_url(shard.url, ("url",))
+    elif shard.replicas:
+        yield ("replicas",), "stood without a url; give those of `[database]` there"
+    for number, url in enumerate(shard.replicas):
+        yield from _database_url(url, ("replicas", number))
+    yield from _region(shard.region)
+
+
+def _region(region: str) -> Iterator[Mistake]:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", region):
+        yield ("region",), "was not at most 64 letters, digits and . _ -; give a plain word, or nothing"
 
 
 def _database_url(url: Secret, where: Spot) -> Iterator[Mistake]:
@@ -372,8 +394,21 @@ def _whole(settings: model.Settings) -> Iterator[Mistake]:
         except ValueError:
             continue  # told already, with the node itself
     yield from _repeated("nodes", names)
+    yield from _shards(settings)
     if "" in settings.models:
         yield ("models", ""), "had no name; give the model's name"
+
+
+def _shards(settings: model.Settings) -> Iterator[Mistake]:
+    region, shards = settings.database.region, settings.shards
+    yield from _repeated("shards", [shard.name for shard in shards])
+    if sum(shard.url is None for shard in shards) > 1:
+        yield ("shards",), "left the url out more than once; only one shard can be `[database]` itself"
+    if region and not shards:
+        yield ("database", "region"), "was given without `[[shards]]`; give the shards of the region, or leave it out"
+    elif shards and all(shard.region != region for shard in shards):
+        here = f"the region {region!r} of `[database]`" if region else "`[database]`, which names no region"
+        yield ("shards",), f"had none for {here}; give one the same region"
 
 
 def _repeated(field: str, names: list[str]) -> Iterator[Mistake]:

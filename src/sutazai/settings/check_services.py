@@ -48,6 +48,11 @@ def _redis(redis: model.Redis) -> Iterator[Mistake]:
 def _rabbitmq(rabbitmq: model.Rabbitmq) -> Iterator[Mistake]:
     if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", rabbitmq.prefix):
         yield ("prefix",), "was not at most 64 letters, digits and . _ -; give a plain word, or nothing"
+    management = rabbitmq.management_url
+    if management is not None and (wrong := unusable(management)) is not None:
+        yield ("management_url",), wrong
+    elif management is not None and not re.match(r"https?://[^/]", management.reveal()):
+        yield ("management_url",), "was no address; give one such as http://host:15672 (its value is hidden)"
     if rabbitmq.url is None:
         return
     if (wrong := unusable(rabbitmq.url)) is not None:

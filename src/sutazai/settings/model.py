@@ -110,6 +110,31 @@ class Database(Group, frozen=True):
     pool_pre_ping: bool = True
     """Whether a connection is tried before anything is sent over it. A dead one is replaced unnoticed."""
 
+    region: str = ""
+    """Where this process runs. With `[[shards]]` it opens those of its region alone, and keeps data only of tenants
+    whose home it is (`sutazai tenants set NAME --region`). Empty: there are no regions."""
+
+
+class Shard(Group, frozen=True):
+    """
+    One of the databases that tenants' data is spread over: a `[[shards]]` table.
+
+    `[database]` then keeps what is left: keys, tenants, the audit log, usage, and which shard has whom. Every process
+    needs the same tables here; `sutazai shards add` takes a shard into use. Without any, `[database]` keeps all.
+    """
+
+    name: str
+    """What commands call it. It stays the same when its servers change."""
+
+    url: Secret | None = None
+    """As in `[database]`, with the limits given there. Left out, it is `[database]` itself."""
+
+    replicas: tuple[Secret, ...] = ()
+    """Addresses of further servers of this shard, as in `[database]`."""
+
+    region: str = ""
+    """Where it is. Empty: there are no regions."""
+
 
 class NodeSettings(Group, frozen=True):
     """One model server: a `[[nodes]]` table."""
@@ -455,14 +480,19 @@ class Engine(Group, frozen=True):
     models: tuple[str, ...] = ()
     """GGUF files to serve, one process each. Empty: the small trial model that ships with SutazAI."""
 
-    slots: int = 4
-    """Requests worked on at once, in one batch."""
+    slots: int = 0
+    """Requests worked on at once, in one batch. 0: as `sutazai nodes tune --save` found, else 4."""
 
     context_tokens: int = 4096
     """Context length of one slot."""
 
     threads: int = 0
-    """0: one fewer than the machine has cores, at least one, so that the gateway is not starved."""
+    """0: as tuned, else one for each core, without hyperthreads and within the CPU quota of the container, but so that
+    one CPU is left to the gateway."""
+
+    batch_tokens: int = 0
+    """Tokens of prompts that are computed at once, and the longest input of an embedding. 0: as tuned, else 2048; never
+    more than `context_tokens`."""
 
     max_rss_bytes: int = 0
     """Restart the engine, when it is idle, past this much memory. 0: the model's size and 2 GiB."""
@@ -487,6 +517,7 @@ class Settings(Group, frozen=True):
     server: Server = Server()
     auth: Auth = Auth()
     database: Database = Database()
+    shards: tuple[Shard, ...] = ()
     nodes: tuple[NodeSettings, ...] = ()
     discovery: Discovery = Discovery()
     models: dict[str, ModelSettings] = {}

@@ -52,6 +52,9 @@ class Tasks(Group, frozen=True):
     delivery_limit: int = 20
     """A task whose workers died so often is taken for the cause and becomes a dead letter."""
 
+    max_inline_bytes: int = 256 * KIB
+    """A result that is larger is kept in the object store, which gateways and workers must share; 16 MiB at most."""
+
     partition: Literal["month", "quarter"] = "month"
     """The time that one part of the tables of tasks and events holds. Parts that are there already stay as they are."""
 
@@ -111,6 +114,10 @@ class Rabbitmq(Group, frozen=True):
     url: Secret | None = None
     """`amqp://user:password@host:5672,host:5672/vhost`, the nodes of one cluster; `amqps` for TLS."""
 
+    management_url: Secret | None = None
+    """`http://user:password@host:15672` of the management plugin, which `sutazai doctor` alone asks: for majorities,
+    alarms and partitions. Left out, it looks at what AMQP tells."""
+
     prefix: str = ""
     """Before the name of each queue and a dot, so that others can use the same virtual host. Empty: the names alone."""
 
@@ -135,11 +142,12 @@ class Rabbitmq(Group, frozen=True):
     clients for two minutes; RabbitMQ's own advice is 5 to 20."""
 
     prefetch_slow: int = 1
-    """Messages that a worker holds where tasks take long. One that was fetched and never begun counts as delivered when
-    its worker dies: with 10 of them and workers that kept crashing, 20 of 60 tasks were never run."""
+    """Messages that a worker holds for each attempt that it may have under way, that one's own included, so 1 lets none
+    wait. One that was fetched and never begun counts as delivered when its worker dies: with 10 of them and workers
+    that kept crashing, 20 of 60 tasks were never run."""
 
     prefetch_fast: int = 10
-    """The same where tasks take less than a tenth of a second."""
+    """The same for a queue whose tasks have all taken less than a tenth of a second for half a minute."""
 
     max_length: int = 100_000
     """Messages in one queue; past it they are refused, and whoever submits is told."""

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 import msgspec
 import structlog
 
 from sutazai.core.errors import BudgetSpent, SutazaiError
-from sutazai.core.task import Cancelled, Completed, Event, FailureReason, Suspended
+from sutazai.core.task import Cancelled, Event, FailureReason, Suspended
 from sutazai.policy.tasks import on_failure
 from sutazai.ports.agent import Agent, Pausing
 from sutazai.ports.queue import Consumer, Delivery
-from sutazai.tasks.context import Attempt
+from sutazai.tasks.context import Attempt, Surroundings
 from sutazai.tasks.room import Room
 
 log = structlog.get_logger("sutazai.tasks")
 
 MAX_ERROR_CHARACTERS = 2000
-MAX_RESULT_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +30,8 @@ class Running:
     consumer: Consumer
     attempt: Attempt
     room: Room
+    began_at: float
+    """By the clock of the loop."""
     handle: asyncio.Task[None] | None = None
     has_begun: bool = False
     is_called_off: bool = False
@@ -76,9 +75,9 @@ class Ended:
         return self.running.attempt.task.id
 
 
-async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime], random: Callable[[], float]) -> Event:
+async def ended_of(running: Running, agent: Agent, around: Surroundings, random: Callable[[], float]) -> Event:
     """
-    Run the agent to its end.
+    Run the agent to its end, and keep its result where that is large.
 
     Raises `CancelledError` where the attempt was cancelled; `Running.early_end` tells whether it alone was.
     """
@@ -86,7 +85,9 @@ async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime],
     task, fence = attempt.task, attempt.fence
 
     def failed(reason: FailureReason, why: str) -> Event:
-        return on_failure(task, reason, why[:MAX_ERROR_CHARACTERS], tokens=attempt.tokens, now=wall(), random=random())
+        return on_failure(
+            task, reason, why[:MAX_ERROR_CHARACTERS], tokens=attempt.tokens, now=around.wall(), random=random()
+        )
 
     try:
         input_ = msgspec.json.decode(task.draft.input, type=agent.input_type)
@@ -95,7 +96,7 @@ async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime],
     try:
         async with asyncio.timeout(task.draft.time_limit_s) as limit:
             output = await agent.run(attempt, input_)
-        return Completed(fence, _result(output), tokens=attempt.tokens)
+        return await around.results.completed(task, output, tokens=attempt.tokens)
     except Pausing:
         return Suspended(fence, len(attempt.waits_for), attempt.tokens)
     except asyncio.CancelledError:
@@ -116,13 +117,6 @@ async def ended_of(running: Running, agent: Agent, wall: Callable[[], datetime],
     except Exception as error:  # the border of an attempt
         log.exception("agent failed", agent=agent.name, task=task.id)
         return failed(FailureReason.ERROR, _why(error))
-
-
-def _result(output: Any) -> str:
-    text = msgspec.json.encode(output).decode()
-    if len(text) > MAX_RESULT_BYTES:
-        raise ValueError(f"the result had {len(text):,} characters, and at most {MAX_RESULT_BYTES:,} are kept")
-    return text
 
 
 def _why(error: Exception) -> str:

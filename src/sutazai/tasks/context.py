@@ -12,9 +12,10 @@ import msgspec
 
 from sutazai.core.errors import BadRequest, BudgetSpent
 from sutazai.core.task import Checkpointed, Progressed, Task, TaskDraft
-from sutazai.ports.agent import Agent, Models, Pausing, Said
+from sutazai.ports.agent import Agent, Answer, Models, Pausing, Said
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.tasks import Change, TaskStore
+from sutazai.tasks.results import Results
 
 MAX_CHECKPOINT_BYTES = 1024 * 1024
 MAX_CHILDREN = 1000
@@ -29,6 +30,7 @@ class Surroundings:
     models: Models
     messages: MessageStore
     agents: Mapping[str, Agent]
+    results: Results
     default_model: str
     """Empty: the gateway's choice."""
     wall: Callable[[], datetime]
@@ -50,18 +52,34 @@ class Attempt:
         self._checkpoint = task.checkpoint
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], *, model: str = "", **options: Any) -> Said:
-        draft, budget = self.task.draft, self.task.draft.budget_tokens
+        self._check_budget()
+        draft = self.task.draft
+        body = {"model": model or await self._usual_model(), "messages": list(messages), **options}
+        said = await self._around.models.chat(body, tenant=draft.tenant, user=draft.user, priority=draft.priority)
+        self.tokens += said.input_tokens + said.output_tokens
+        return said
+
+    async def ask(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        self._check_budget()
+        draft = self.task.draft
+        asked = {**body, "model": body.get("model") or await self._usual_model()}
+        answer = await self._around.models.ask(
+            endpoint, asked, tenant=draft.tenant, user=draft.user, priority=draft.priority
+        )
+        self.tokens += answer.input_tokens + answer.output_tokens
+        return answer
+
+    def _check_budget(self) -> None:
+        budget = self.task.draft.budget_tokens
         if budget is not None and self.task.tokens + self.tokens >= budget:
             raise BudgetSpent(
                 f"The task took {self.task.tokens + self.tokens} tokens, all that its budget had. "
                 "Submit it again with a larger `budget_tokens`.",
                 retry_after_s=BUDGET_RETRY_S,
             )
-        chosen = model or self._around.default_model or await self._around.models.usual()
-        body = {"model": chosen, "messages": list(messages), **options}
-        said = await self._around.models.chat(body, tenant=draft.tenant, user=draft.user, priority=draft.priority)
-        self.tokens += said.input_tokens + said.output_tokens
-        return said
+
+    async def _usual_model(self) -> str:
+        return self._around.default_model or await self._around.models.usual()
 
     async def progress(self, value: object) -> None:
         self.unwritten_progress = _json(value, "progress")
@@ -104,7 +122,7 @@ class Attempt:
         if missing:
             raise BadRequest(f"The task waited for {missing[0][:64]!r}, which is not there.")
         if all(task.status.is_end for task in found.values()):
-            return [found[task_id] for task_id in ids]
+            return await self._around.results.several([found[task_id] for task_id in ids])
         self.waits_for = tuple(dict.fromkeys(ids))
         raise Pausing
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from sutazai.core.errors import BadRequest, Overloaded, ShuttingDown, SutazaiError
+from sutazai.core.errors import BadRequest, Misdirected, Overloaded, ShuttingDown, SutazaiError
 from sutazai.core.task import Task, TaskDraft
 from sutazai.ports.tasks import TaskStore
 
@@ -123,6 +123,9 @@ def _parts(batch: Sequence[_Waiting], error: SutazaiError) -> Sequence[Sequence[
     if isinstance(error, Overloaded):
         queues = dict.fromkeys(waiting.draft.queue for waiting in batch)
         return [[waiting for waiting in batch if waiting.draft.queue == queue] for queue in queues]
+    if isinstance(error, Misdirected):
+        tenants = dict.fromkeys(waiting.draft.tenant for waiting in batch)
+        return [[waiting for waiting in batch if waiting.draft.tenant == tenant] for tenant in tenants]
     if isinstance(error, BadRequest):
         innocent = [waiting for waiting in batch if not waiting.draft.after]
         suspects = [[waiting] for waiting in batch if waiting.draft.after]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from sutazai.core.errors import BadRequest, Conflict, NotFound, Overloaded, SutazaiError, TooManyWaiting
+from sutazai.core.errors import BadRequest, Conflict, Misdirected, NotFound, Overloaded, SutazaiError, TooManyWaiting
 from sutazai.core.schedule import PREFIX, Schedule
 from sutazai.core.task import TaskDraft
 from sutazai.policy.cron import check, last_due, next_due
@@ -118,7 +118,7 @@ class Recurring:
             task_id = (await self._submission.repeat(replace(schedule.draft, idempotency_key=key))).id
         except Overloaded:
             raise
-        except (BadRequest, NotFound, TooManyWaiting) as error:
+        except (BadRequest, Misdirected, NotFound, TooManyWaiting) as error:
             why = error.message
             log.warning("schedule made no task", schedule=schedule.id, why=why)
         await self._store.advance(schedule, due_at=then, last_due_at=at, last_task=task_id, last_error=why)

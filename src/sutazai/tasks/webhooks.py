@@ -18,6 +18,8 @@ import msgspec
 import structlog
 
 from sutazai.core.errors import BadRequest, Forbidden, StoreUnavailable, SutazaiError
+from sutazai.core.mark import WRITTEN
+from sutazai.ports.marks import Marks
 from sutazai.ports.web import Web
 from sutazai.ports.webhooks import DueWebhook, WebhookStore
 
@@ -42,6 +44,7 @@ class Webhooks:
         self,
         store: WebhookStore,
         web: Web,
+        marks: Marks,
         secret: str,
         *,
         wall_s: Callable[[], float] = time.time,
@@ -49,6 +52,7 @@ class Webhooks:
     ) -> None:
         self._store = store
         self._web = web
+        self._marks = marks
         self._secret = secret
         self._wall_s = wall_s
         self._random = random
@@ -83,12 +87,16 @@ class Webhooks:
     async def _failure(self, webhook: DueWebhook) -> _Failure | None:
         """Why it was not told; None where it was."""
         body = body_of(webhook)
-        key = tenant_secret(self._secret, webhook.task.draft.tenant)
+        tenant = webhook.task.draft.tenant
+        key = tenant_secret(self._secret, tenant)
         headers = {
             "content-type": "application/json",
             "user-agent": "sutazai",
             "x-sutazai-signature": signature(key, body, at_s=int(self._wall_s())),
         }
+        self._marks.note(tenant)
+        if mark := await self._marks.newest(tenant):  # whoever asks for the task now is not to be told less
+            headers[WRITTEN] = str(mark)
         try:
             async with asyncio.timeout(ANSWER_S):
                 status = await self._web.post(webhook.task.draft.webhook, body, headers)

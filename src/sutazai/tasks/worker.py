@@ -11,13 +11,14 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import structlog
 
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.task import Event, Failed, FailureReason, HandedBack, Suspended
+from sutazai.policy.prefetch import NONE_WAITS, Pace, PrefetchRules
 from sutazai.policy.tasks import on_leaving
 from sutazai.ports.queue import Consumer, Delivery, Queue
 from sutazai.ports.tasks import Change, Refused, Start
@@ -38,6 +39,8 @@ NOT_MINE_PAUSE = timedelta(seconds=1)
 """Before a task is offered again that this worker was not made for."""
 CALLED_OFF_S = 0.2
 """Between two looks whether attempts were called off."""
+PACE_S = 0.5
+"""Between two looks whether attempts are slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +49,23 @@ class WorkerRules:
 
     name: str
     slots: dict[str, int]
-    """Attempts at once, by queue. No more messages are held than that: one that waits behind slow ones in a worker
-    that dies again and again would be counted as delivered each time."""
+    """Attempts at once, by queue."""
+    prefetch: PrefetchRules = NONE_WAITS
     delivery_limit: int = 20
     drain_s: float = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """What a worker knows of one queue that it reads."""
+
+    name: str
+    room: Room
+    slots: int
+    pace: Pace
+    consumer: Consumer | None = None
+    """None while the queue is away."""
+    running: set[Running] = field(default_factory=set)
 
 
 class Worker:
@@ -77,6 +93,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._telling = asyncio.Lock()
         """Held while progress is written: an end that overtook it would have it refused."""
+        self._readings: list[Reading] = []
         self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
         self.ends: Counter[str] = Counter()
         """Attempts that ended, by the kind of event."""
@@ -99,10 +116,13 @@ class Worker:
                 group.create_task(self._write_ends(), name="write ends of attempts"),
                 group.create_task(self._write_progress(), name="write progress"),
                 group.create_task(self._heed(), name="heed cancellations"),
+                group.create_task(self._keep_pace(), name="see whether attempts are slow"),
             ]
+            pace = Pace(asyncio.get_running_loop().time())
+            self._readings = [Reading(name, Room(slots), slots, pace) for name, slots in self._rules.slots.items()]
             readers = [
-                group.create_task(self._read(name, Room(slots), slots, group), name=f"work on {name}")
-                for name, slots in self._rules.slots.items()
+                group.create_task(self._read(reading, group), name=f"work on {reading.name}")
+                for reading in self._readings
             ]
             try:
                 await asyncio.wait(readers)
@@ -113,49 +133,53 @@ class Worker:
 
     # taking
 
-    async def _read(self, name: str, room: Room, slots: int, attempts: asyncio.TaskGroup) -> None:
-        pause_s = FIRST_PAUSE_S
+    async def _read(self, reading: Reading, attempts: asyncio.TaskGroup) -> None:
+        name, pause_s = reading.name, FIRST_PAUSE_S
         while not self._stopping.is_set():
             try:
-                async with self._queue.consume(name, prefetch=slots) as consumer:
+                async with self._queue.consume(name, prefetch=self._prefetch(reading)) as consumer:
+                    reading.consumer = consumer
                     failures = 0
                     while not self._stopping.is_set():
                         try:
-                            await self._take_some(consumer, room, attempts)
+                            await self._take_some(consumer, reading, attempts)
                             failures, pause_s = 0, FIRST_PAUSE_S
                         except StoreUnavailable:
                             failures += 1
                             if failures >= FAILURES_TO_REOPEN:
                                 raise
                             await _sleep(FIRST_PAUSE_S, self._stopping)
-                    await self._drain(room)
+                    with suppress(StoreUnavailable):
+                        await consumer.hold(0)
+                    await self._drain(reading.room)
                     return
             except StoreUnavailable as error:
                 log.warning("no tasks are taken for now", queue=name, why=error.message)
             except Exception:  # the border of one turn
                 log.exception("no tasks are taken for now", queue=name)
+            finally:
+                reading.consumer = None
             await _sleep(pause_s, self._stopping)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        await self._drain(room)
+        await self._drain(reading.room)
 
-    async def _take_some(self, consumer: Consumer, room: Room, attempts: asyncio.TaskGroup) -> None:
+    async def _take_some(self, consumer: Consumer, reading: Reading, attempts: asyncio.TaskGroup) -> None:
         """Begin what comes, or return when the worker is to stop."""
-        await room.wait()
         stopping = asyncio.create_task(self._stopping.wait(), name="wait for the end")
-        taking = asyncio.create_task(_taken(consumer, room.count), name="take deliveries")
+        taking = asyncio.create_task(_taken(consumer, reading.room), name="take deliveries")
         try:
             await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
                 taking.cancel()
                 await asyncio.wait({taking})  # it may have taken some all the same
             if not taking.cancelled():
-                await self._begin(consumer, taking.result(), room, attempts)
+                await self._begin(consumer, taking.result(), reading, attempts)
         finally:
             stopping.cancel()
             taking.cancel()
 
     async def _begin(
-        self, consumer: Consumer, deliveries: Sequence[Delivery], room: Room, attempts: asyncio.TaskGroup
+        self, consumer: Consumer, deliveries: Sequence[Delivery], reading: Reading, attempts: asyncio.TaskGroup
     ) -> None:
         unreadable = [delivery for delivery in deliveries if not delivery.message.task]
         if unreadable:  # nobody can read them: the broker sets them aside once they were handed back too often
@@ -177,15 +201,33 @@ class Worker:
                 log.info("delivery passed over", task=task.task, why=task.why)
                 done.append(delivery)
                 continue
-            running = Running(delivery, consumer, Attempt(task, self._around), room)
-            room.take()
+            began_at = asyncio.get_running_loop().time()
+            running = Running(delivery, consumer, Attempt(task, self._around), reading.room, began_at)
+            reading.room.take()
+            reading.running.add(running)
             self._running[task.id] = running
-            running.handle = attempts.create_task(self._attempt(running), name=f"attempt {task.id}")
+            running.handle = attempts.create_task(self._attempt(running, reading), name=f"attempt {task.id}")
         await consumer.ack(done)
+
+    def _prefetch(self, reading: Reading) -> int:
+        now = asyncio.get_running_loop().time()
+        return reading.pace.prefetch(self._rules.prefetch, slots=reading.slots, now=now)
+
+    async def _keep_pace(self) -> None:
+        """Let consumers hold more where all attempts are quick, and only what is under way where some are not."""
+        while not self._stopping.is_set():
+            await asyncio.sleep(PACE_S)
+            now = asyncio.get_running_loop().time()
+            for reading in self._readings:
+                longest_s = max((now - running.began_at for running in reading.running), default=0.0)
+                reading.pace = reading.pace.after(longest_s, now=now)
+                if reading.consumer is not None:
+                    with suppress(StoreUnavailable):
+                        await reading.consumer.hold(self._prefetch(reading))
 
     # running
 
-    async def _attempt(self, running: Running) -> None:
+    async def _attempt(self, running: Running, reading: Reading) -> None:
         task = running.attempt.task
         try:
             running.has_begun = True
@@ -196,6 +238,9 @@ class Worker:
                 raise
             ended = Ended(running, early)
         finally:
+            now = asyncio.get_running_loop().time()
+            reading.running.discard(running)
+            reading.pace = reading.pace.after(now - running.began_at, now=now)
             if self._running.get(task.id) is running:
                 del self._running[task.id]
         self._ended.append(ended)
@@ -210,7 +255,7 @@ class Worker:
         if agent.name not in self._mine:
             return HandedBack(task.deliveries, self._around.wall() + NOT_MINE_PAUSE)
         async with self._places[agent.name]:
-            return await ended_of(running, agent, self._around.wall, self._random)
+            return await ended_of(running, agent, self._around, self._random)
 
     # ending
 
@@ -296,8 +341,9 @@ class Worker:
                 await room.wait_all()
 
 
-async def _taken(consumer: Consumer, at_most: int) -> Sequence[Delivery]:
-    return await consumer.take(at_most)
+async def _taken(consumer: Consumer, room: Room) -> Sequence[Delivery]:
+    await room.wait()
+    return await consumer.take(room.count)
 
 
 async def _sleep(pause_s: float, unless: asyncio.Event) -> None:

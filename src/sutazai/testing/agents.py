@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, task_id
-from sutazai.ports.agent import Agent, Models, Pausing, Said
+from sutazai.ports.agent import CHAT, Agent, Answer, Models, Pausing, Said
 
 Planned: TypeAlias = str | Said | Exception | Callable[["Asked"], "str | Said"]
 """What a model answers: words, the whole answer, a failure, or a function of what it was asked."""
@@ -30,6 +30,7 @@ class Asked:
     messages: Sequence[Mapping[str, Any]]
     model: str
     options: Mapping[str, Any]
+    endpoint: str = CHAT
 
     @property
     def text(self) -> str:
@@ -94,12 +95,25 @@ class FakeContext:
             body = {"messages": asked.messages, "model": model, **options}
             draft = self.task.draft
             return await self.models.chat(body, tenant=draft.tenant, user=draft.user, priority=draft.priority)
+        return self._next_answer(asked)
+
+    async def ask(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        self._check()
+        options = {name: value for name, value in body.items() if name not in {"messages", "model"}}
+        asked = Asked(body.get("messages", ()), body.get("model", ""), options, endpoint)
+        self.asked.append(asked)
+        said = self._next_answer(asked)
+        return Answer(
+            body=msgspec.json.encode(said.body), input_tokens=said.input_tokens, output_tokens=said.output_tokens
+        )
+
+    def _next_answer(self, asked: Asked) -> Said:
         planned = self._planned.popleft() if self._planned else self.always
         assert planned is not None, f"no answer was planned for the {len(self.asked)}. question: {asked.messages}"
         if isinstance(planned, Exception):
             raise planned
         answer = planned(asked) if callable(planned) else planned
-        return _said(answer, model) if isinstance(answer, str) else answer
+        return _said(answer, asked.model) if isinstance(answer, str) else answer
 
     async def progress(self, value: object) -> None:
         self._check()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.file import File
+from sutazai.core.mark import Mark
 
 
 class MemoryFiles:
@@ -28,7 +29,9 @@ class MemoryFiles:
         file = self._files.get(file_id)
         return file if file is not None and file.tenant == tenant else None
 
-    async def page(self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int) -> Sequence[File]:
+    async def page(
+        self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int, seen: Mark | None = None
+    ) -> Sequence[File]:
         self._check()
         found = [one for one in self._files.values() if one.tenant == tenant and purpose in {"", one.purpose}]
         if after:

@@ -28,6 +28,12 @@ class MemoryObjects:
         self.objects[name] = bytes(content)
         return True
 
+    async def put_stream(self, name: str, parts: AsyncIterator[bytes]) -> int:
+        self._check(name)
+        content = b"".join([part async for part in parts])
+        self.objects[name] = content
+        return len(content)
+
     async def get(self, name: str) -> bytes:
         self._check(name)
         if name not in self.objects:

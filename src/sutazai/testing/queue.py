@@ -133,6 +133,10 @@ class _MemoryConsumer:
         await self._queue.arrive()
         await self._queue.give_back(self._name, self._drop(deliveries))
 
+    async def hold(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._freed.set()
+
     def release(self) -> Sequence[Delivery]:
         """All that is held, and no longer."""
         return self._drop(list(self._held.values()))

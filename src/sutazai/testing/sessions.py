@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sutazai.core.errors import Conflict, NotFound, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.session import Message, Session
 
 
@@ -32,7 +33,9 @@ class MemorySessions:
         session = self._sessions.get(session_id)
         return session if session is not None and session.tenant == tenant else None
 
-    async def page(self, tenant: str, *, now: datetime, before: str, limit: int) -> Sequence[Session]:
+    async def page(
+        self, tenant: str, *, now: datetime, before: str, limit: int, seen: Mark | None = None
+    ) -> Sequence[Session]:
         self._check()
         alive = [one for one in self._of(tenant) if one.expires_at > now and (not before or one.id < before)]
         return sorted(alive, key=lambda session: session.id, reverse=True)[:limit]

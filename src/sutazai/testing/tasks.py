@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.task import (
     CancelAsked,
     Cancelled,
@@ -32,6 +33,7 @@ from sutazai.core.task import (
     storable,
 )
 from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.queue import Message, Queue
 from sutazai.ports.task_events import KeptEvent, encode
@@ -87,7 +89,7 @@ class MemoryTaskStore:
         for waited, task in before.items():
             if task is None or task.draft.tenant != draft.tenant:
                 raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
-        new = self._ids.next(turn.now)
+        new = self._ids.next(turn.now, slot_of(draft.tenant))
         if draft.idempotency_key:
             keys[draft.tenant, draft.idempotency_key] = new
         open_ = [task.id for task in before.values() if task is not None and not task.status.is_end]
@@ -106,7 +108,7 @@ class MemoryTaskStore:
         found = [one for one in self._tasks.values() if one.draft.tenant == tenant and one.status in unstarted]
         return min(len(found), at_most)
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
         found = await self.several(tenant, [task_id])
         return found[0] if found else None
 
@@ -115,7 +117,9 @@ class MemoryTaskStore:
         found = [self._tasks[one] for one in dict.fromkeys(task_ids) if one in self._tasks]
         return [task for task in found if task.draft.tenant == tenant]
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
         self._check()
         found = [
             task

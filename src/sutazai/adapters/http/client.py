@@ -55,14 +55,17 @@ class HttpClient:
             lines.append("connection: close")
         return "\r\n".join([*lines, ""]).encode("latin-1")
 
-    async def fetch(self, method: str, path: str, body: bytes = b"") -> Answer:
+    async def fetch(self, method: str, path: str, body: bytes = b"", headers: Sequence[bytes] = ()) -> Answer:
         """
         One request, one answer, whatever its status.
+
+        Args:
+            headers: further lines of the head, without their ends.
 
         Raises `NodeFault`. Cancelling drops the connection.
         """
         async with _Exchange(self._pool) as exchange:
-            await exchange.begin(self._request(method, path, body))
+            await exchange.begin(self._request(method, path, body, headers))
             parts: list[bytes] = []
             size = 0
             async for part in exchange.parts():

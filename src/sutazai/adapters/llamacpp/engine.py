@@ -33,9 +33,6 @@ NO_WHEEL = 3
 NO_MODEL = 4
 """Exit status: llama.cpp refused the model; its reasons are on standard error."""
 
-MAX_BATCH_TOKENS = 2048
-"""Tokens computed at once, and with that the longest input of an embedding."""
-
 PROMPT_CACHE_MIB = 256
 """For prompts seen before. llama.cpp would keep 8 GiB of them."""
 
@@ -53,6 +50,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     """Of one slot."""
     threads: int
+    batch_tokens: int = 2048
+    """Tokens computed at once, and with that the longest input of an embedding; no more than the context."""
     api_key: str
     drain_s: float
     """How long requests may take to finish after SIGTERM."""
@@ -107,7 +106,9 @@ def _params(llamacpp: ModuleType, order: Order) -> CommonParams:
     # Apart, the caches of the slots make batches of embeddings that are cut, and their means wrong.
     params.kv_unified = True
     params.kv_unified_per_slot = order.context_tokens
-    params.n_batch = params.n_ubatch = min(order.context_tokens, MAX_BATCH_TOKENS)
+    batch_tokens = min(order.context_tokens, order.batch_tokens)
+    # What the slots do not divide makes llama.cpp abort (its issue 27175).
+    params.n_batch = params.n_ubatch = math.ceil(batch_tokens / order.slots) * order.slots
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = order.threads
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.embedding = True  # with pooling set, one server answers chats and embeddings

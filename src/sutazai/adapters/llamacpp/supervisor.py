@@ -103,6 +103,11 @@ class EngineSupervisor:
         self._up_since = asyncio.get_running_loop().time()
         return self._node(ready), self._api_key
 
+    @property
+    def rss_bytes(self) -> int:
+        """Memory that the engine held when it had started; 0 before."""
+        return self._rss_at_start
+
     async def run(self) -> None:
         """Watch and restart, after a successful `start` and until `stop`. Cancelled, it kills the process."""
         try:
@@ -187,6 +192,7 @@ class EngineSupervisor:
             slots=self._spec.slots,
             context_tokens=self._spec.context_tokens,
             threads=self._spec.threads,
+            batch_tokens=self._spec.batch_tokens,
             api_key=self._api_key.reveal(),
             drain_s=self._drain_s,
         )

@@ -20,6 +20,8 @@ from sutazai.settings.model import Objects
 FOLDER = "objects"
 PART_BYTES = 1024 * 1024
 """Least size of a part of a stream, but for the last."""
+UPLOAD_BYTES = 8 * 1024 * 1024
+"""Of a stream that are held, and sent together; S3 takes ten thousand times as much."""
 RETRIES = 2
 
 
@@ -79,6 +81,21 @@ class StoredObjects:
             except AlreadyExistsError:
                 return False
         return True
+
+    async def put_stream(self, name: str, parts: AsyncIterator[bytes]) -> int:
+        checked_name(name)
+        clock, size_bytes = asyncio.get_running_loop().time, 0
+        with _our_errors(name, self._timeout_s):
+            async with asyncio.timeout(None) as limit:
+                # Left with an error, the writer gives up what it has uploaded, and else it closes. An iterator in the
+                # hands of `put_async` would go on when that is cancelled.
+                async with obstore.open_writer_async(self._store, name, buffer_size=UPLOAD_BYTES) as writer:
+                    async for part in parts:
+                        limit.reschedule(clock() + self._timeout_s)
+                        size_bytes += await writer.write(part)
+                        limit.reschedule(None)
+                    limit.reschedule(clock() + self._timeout_s)
+        return size_bytes
 
     async def get(self, name: str) -> bytes:
         checked_name(name)

@@ -13,10 +13,9 @@ from sutazai.core import errors
 from sutazai.core.request import Priority
 from sutazai.dialects.errors import error_message
 from sutazai.dialects.framing import MAX_REPLY_BYTES
-from sutazai.ports.agent import Said
-from sutazai.ports.said import asked_in, said_in
+from sutazai.ports.agent import CHAT, Answer, Said
+from sutazai.ports.said import answer_in, asked_in, said_in
 
-PATH = "/v1/chat/completions"
 TENANT = "x-sutazai-tenant"
 USER = "x-sutazai-user"
 PRIORITY = "x-sutazai-priority"
@@ -33,7 +32,7 @@ class HttpModels:
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
-        self._url = url.rstrip("/") + PATH
+        self._url = url.rstrip("/")
         self._list_url = url.rstrip("/") + LIST_PATH
 
     async def usual(self) -> str:
@@ -51,9 +50,20 @@ class HttpModels:
         return _usual(told)
 
     async def chat(self, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority) -> Said:
+        return said_in(await self._answer(CHAT, body, tenant, user, priority), node=GATEWAY)
+
+    async def ask(
+        self, endpoint: str, body: Mapping[str, Any], *, tenant: str, user: str, priority: Priority
+    ) -> Answer:
+        return answer_in(await self._answer(endpoint, body, tenant, user, priority), node=GATEWAY)
+
+    async def _answer(
+        self, endpoint: str, body: Mapping[str, Any], tenant: str, user: str, priority: Priority
+    ) -> bytes:
         headers = {TENANT: tenant, PRIORITY: priority.name.lower()} | ({USER: user} if user else {})
+        asked = asked_in(endpoint, body)
         try:
-            async with self._session.post(self._url, data=asked_in(body), headers=headers) as answer:
+            async with self._session.post(self._url + endpoint, data=asked, headers=headers) as answer:
                 told = await _whole(answer.content)
         except TimeoutError as error:
             raise errors.NodeTimeout("The gateway did not answer in time. Ask again.", node=GATEWAY) from error
@@ -62,7 +72,7 @@ class HttpModels:
                 f"The gateway was not reached: {error}. See that it runs.", node=GATEWAY
             ) from error
         if answer.status == 200:
-            return said_in(told, node=GATEWAY)
+            return told
         raise _error(answer.status, told, answer.headers.get("retry-after", ""))
 
 

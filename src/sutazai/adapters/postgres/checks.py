@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -65,6 +66,10 @@ def check_tenant(tenant: Tenant) -> None:
             f"The waiting tasks were {tenant.waiting_tasks}. Give a number from 0 to 2^53.", where="waiting_tasks"
         )
     check_limits(tenant.limits)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", tenant.region):
+        raise BadRequest(
+            f"The region {tenant.region[:64]!r} was refused. Use up to 64 letters, digits and . _ -.", where="region"
+        )
 
 
 def given(limits: Limits) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sutazai.adapters.postgres.database import Connection
-from sutazai.core.task import uuid_of
+from sutazai.core.task import digits_of
 from sutazai.ports.queue import Message
 
 
@@ -19,7 +19,7 @@ async def put(
     await connection.execute(
         sql["put_dispatch"],
         [message.queue for message, _ in messages],
-        [uuid_of(message.task) if message.task else None for message, _ in messages],
+        [digits_of(message.task) if message.task else None for message, _ in messages],
         [message.tenant for message, _ in messages],
         [message.agent for message, _ in messages],
         [message.priority.value for message, _ in messages],

@@ -27,6 +27,14 @@ class CommitUnknown(StoreUnavailable):
     """The connection broke during a commit: it may have taken place, or may yet."""
 
 
+class SlotMoved(StoreUnavailable):
+    """The data of a tenant is in another shard by now, or on its way. Nothing was read or written."""
+
+
+NOT_HERE = "SU421"
+"""What `sutazai_enter` raises."""
+
+
 @contextmanager
 def told_as_unavailable(timeout_s: float, also: Callable[[], str] = str) -> Iterator[None]:
     """
@@ -37,6 +45,8 @@ def told_as_unavailable(timeout_s: float, also: Callable[[], str] = str) -> Iter
     try:
         yield
     except (TimeoutError, DBAPIError, asyncpg.PostgresError, *LOST) as error:
+        if getattr(error, "sqlstate", None) == NOT_HERE:
+            raise SlotMoved("The data was being moved to another shard. Nothing was done; try again.") from error
         raise StoreUnavailable(" ".join(filter(None, (_said(error, timeout_s), also(), REMEDY)))) from error
 
 

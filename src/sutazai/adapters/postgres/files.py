@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sutazai.adapters.postgres.database import Database
 from sutazai.core.file import File
+from sutazai.core.mark import Mark
 
 
 class PostgresFileStore:
@@ -26,10 +27,11 @@ class PostgresFileStore:
             row = await connection.fetchrow(self._sql["file"], tenant, file_id)
         return None if row is None else File(**row)
 
-    async def page(self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int) -> Sequence[File]:
+    async def page(
+        self, tenant: str, *, purpose: str, after: str, is_oldest_first: bool, limit: int, seen: Mark | None = None
+    ) -> Sequence[File]:
         statement = self._sql["files_oldest_first" if is_oldest_first else "files_newest_first"]
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(statement, tenant, purpose, after, limit)
+        rows = await self._database.rows(statement, tenant, purpose, after, limit, tenant=tenant, seen=seen)
         return [File(**row) for row in rows]
 
     async def delete(self, tenant: str, file_id: str) -> bool:

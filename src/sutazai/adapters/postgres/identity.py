@@ -40,6 +40,7 @@ def tenant_of(row: asyncpg.Record) -> Tenant:
         weight=row["weight"],
         priority=priority_of(row["priority"]),
         limits=_LIMITS.decode(row["limits"]),
+        region=row["region"],
         waiting_tasks=row["waiting_tasks"],
     )
 
@@ -83,4 +84,8 @@ def plain_tenant(tenant: Tenant | None) -> dict[str, Any] | None:
         "priority": word_of(tenant.priority),
         "limits": plain_limits(tenant.limits),
     }
-    return plain if tenant.waiting_tasks is None else plain | {"waiting_tasks": tenant.waiting_tasks}
+    if tenant.region:
+        plain["region"] = tenant.region
+    if tenant.waiting_tasks is not None:
+        plain["waiting_tasks"] = tenant.waiting_tasks
+    return plain

@@ -32,6 +32,8 @@ Period = Literal["month", "quarter"]
 Writer = Callable[[bytes], Awaitable[None]]
 Archive = Callable[[str], AbstractAsyncContextManager[Writer]]
 """Opens a file of that name for writing; whatever was written is kept safely once its context has ended well."""
+SetAside = Callable[[str, Sequence[str]], Awaitable[None]]
+"""Takes objects that rows of the part of that name speak of out of the way; may be repeated."""
 
 TABLES = ("tasks", "events")
 AHEAD = 2
@@ -122,17 +124,20 @@ class Partitions:
         period: Period = "month",
         keep_s: float | None = None,
         archive: Archive | None = None,
+        set_aside: SetAside | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
         Args:
             keep_s: parts that ended longer ago are taken out; None = all stay.
             archive: where they are written; without it none is taken out.
+            set_aside: what becomes of the large results of their tasks; None leaves them.
         """
         self._database = database
         self._period = period
         self._keep_s = keep_s
         self._archive = archive
+        self._set_aside = set_aside
         self._wall = wall
 
     async def run(self) -> None:
@@ -217,8 +222,9 @@ class Partitions:
             await self._take_turn(connection)
             if await connection.fetchval("SELECT to_regclass($1)", name) is not None:
                 return
-            # The table itself first: a writer that had chosen the default partition already would find it closed.
-            await connection.execute(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE")
+            # The table itself first, and from readers too: whoever has chosen the default partition already and waits
+            # for it would look there after the rows have left, and a worker would take its task for one that is gone.
+            await connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
             await connection.execute(f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE")
             await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
             moved = await connection.execute(
@@ -293,6 +299,12 @@ class Partitions:
 
                 done = await connection.copy_from_table(name, output=pack, format="csv", header=True, timeout=EXPORT_S)
                 await write(packer.flush())
+            if self._set_aside is not None and name.startswith("tasks_"):
+                rows = await connection.fetch(
+                    f"SELECT result_object FROM {name} WHERE result_object <> ''",  # noqa: S608
+                    timeout=EXPORT_S,
+                )
+                await self._set_aside(name, [row["result_object"] for row in rows])
             await connection.execute(f"DROP TABLE {name}")
         log.info("partition written out", name=name, rows=int(done.split()[-1]))
 

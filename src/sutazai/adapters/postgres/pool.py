@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from sutazai.adapters.postgres.addresses import server_name
 from sutazai.adapters.postgres.faults import LOST, address_hidden
 from sutazai.settings.secret import Secret
 
@@ -88,6 +89,8 @@ class Pool:
             dialect=_DIALECT,
         )
         self._open: WeakSet[Connection] = WeakSet()
+        self.name = server_name(url) or "unnamed"
+        """Host and port, for people."""
         self.is_direct = True
         """Whether servers themselves answer, as far as is known; a PgBouncer passes no notifications on."""
 

@@ -25,7 +25,7 @@ from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
 from sutazai.policy.passed_over import PassedOver
-from sutazai.ports.queue import Delivery, Message
+from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
 
@@ -103,6 +103,13 @@ class PostgresQueue:
             async with self._database.transaction() as connection:
                 depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
         return depth
+
+    async def states(self) -> Sequence[QueueState]:
+        """All queues that were ever used, by name."""
+        with _as_queue():
+            async with self._database.transaction() as connection:
+                rows = await connection.fetch(self._sql["queue_states"])
+        return [QueueState(kind="table", **row) for row in rows]
 
     async def run(self) -> None:
         """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""
@@ -197,22 +204,34 @@ class PostgresConsumer:
             self._found.clear()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
-        while True:
-            if found := self._found[:at_most]:
-                del self._found[:at_most]
-                return found
+        while not (found := await self.look(at_most, self._prefetch - self.held)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self.called()
+        return found
+
+    async def look(self, at_most: int, free: int) -> Sequence[Delivery]:
+        """What is there now: what was found before, else as many as are free. A cancellation loses none."""
+        if not self._found:
             if self._look is None:
                 self._called.clear()
-                looking = self._take(min(at_most, self._prefetch - len(self._held)))
-                self._look = asyncio.create_task(looking, name="look for messages")
+                self._look = asyncio.create_task(self._take(min(at_most, free)), name="look for messages")
             look = self._look
             await asyncio.wait([look])
             self._look = None
             self._found.extend(look.result())
-            if not self._found:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._called.wait()
+        found = self._found[:at_most]
+        del self._found[:at_most]
+        return found
+
+    async def called(self) -> None:
+        """Until there may be something for us."""
+        await self._called.wait()
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are not dealt with."""
+        return len(self._held)
 
     async def _take(self, at_most: int) -> Sequence[Delivery]:
         if at_most <= 0:
@@ -224,7 +243,7 @@ class PostgresConsumer:
                     consumer = self._id
                     if consumer is None:
                         consumer = uuid.uuid4()
-                        await connection.execute(self._sql["enter_consumer"], consumer)
+                        await connection.execute(self._sql["enter_consumer"], consumer, self.queue)
                     elif was_unsure:
                         await connection.execute(self._sql["free_unknown_dispatch"], consumer, list(self._held))
                     passed_over = await self._take_passed_over(connection, at_most, consumer)
@@ -268,6 +287,15 @@ class PostgresConsumer:
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         await self._end("hand_back_dispatch", deliveries, tells=True)
+
+    async def hold(self, prefetch: int) -> None:
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        if len(self._held) > prefetch:
+            surplus, self._found = self._found, []
+            await self.hand_back(surplus)
+        self._called.set()
 
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""

@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from sutazai.adapters.postgres.database import Database
+from sutazai.core.mark import Mark
 from sutazai.core.schedule import PREFIX, Schedule, schedule_uuid
 from sutazai.core.task import TaskDraft
 
@@ -57,9 +58,9 @@ class PostgresScheduleStore:
             row = await connection.fetchrow(self._sql["schedule"], tenant, schedule_uuid(schedule_id))
         return None if row is None else _schedule(row)
 
-    async def page(self, tenant: str, *, after: str = "", limit: int) -> Sequence[Schedule]:
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(self._sql["schedules_page"], tenant, schedule_uuid(after), limit)
+    async def page(self, tenant: str, *, after: str = "", limit: int, seen: Mark | None = None) -> Sequence[Schedule]:
+        values = (tenant, schedule_uuid(after), limit)
+        rows = await self._database.rows(self._sql["schedules_page"], *values, tenant=tenant, seen=seen)
         return list(map(_schedule, rows))
 
     async def delete(self, tenant: str, schedule_id: str) -> bool:

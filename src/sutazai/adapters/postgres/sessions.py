@@ -10,6 +10,7 @@ import msgspec
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.core.errors import Conflict, NotFound
+from sutazai.core.mark import Mark
 from sutazai.core.session import Message, Session
 
 _metadata = msgspec.json.Decoder(dict[str, str])
@@ -46,9 +47,11 @@ class PostgresSessionStore:
             row = await connection.fetchrow(self._sql["session"], tenant, session_id)
         return None if row is None else _session(row)
 
-    async def page(self, tenant: str, *, now: datetime, before: str, limit: int) -> Sequence[Session]:
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(self._sql["sessions_of_tenant"], tenant, now, before, limit)
+    async def page(
+        self, tenant: str, *, now: datetime, before: str, limit: int, seen: Mark | None = None
+    ) -> Sequence[Session]:
+        values = (tenant, now, before, limit)
+        rows = await self._database.rows(self._sql["sessions_of_tenant"], *values, tenant=tenant, seen=seen)
         return [_session(row) for row in rows]
 
     async def history(self, session: Session) -> Sequence[Message]:

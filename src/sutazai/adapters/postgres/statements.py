@@ -14,6 +14,7 @@ FILES = (
     "statements_schedules.sql",
     "statements_files.sql",
     "statements_upkeep.sql",
+    "statements_shards.sql",
 )
 
 

@@ -32,20 +32,20 @@ SELECT md5(concat(
 ))
 
 -- name: all_tenants
-SELECT name, weight, priority, limits, waiting_tasks FROM tenants ORDER BY name
+SELECT name, weight, priority, limits, region, waiting_tasks FROM tenants ORDER BY name
 
 -- name: lock_tenant
 -- What it is before it changes; a row that is not there cannot be locked, the last of two that define it wins.
-SELECT name, weight, priority, limits, waiting_tasks FROM tenants WHERE name = $1 FOR UPDATE
+SELECT name, weight, priority, limits, region, waiting_tasks FROM tenants WHERE name = $1 FOR UPDATE
 
 -- name: set_tenant
-INSERT INTO tenants (name, weight, priority, limits, waiting_tasks)
-VALUES ($1, $2, $3, $4::jsonb, $5)
+INSERT INTO tenants (name, weight, priority, limits, region, waiting_tasks)
+VALUES ($1, $2, $3, $4::jsonb, $5, $6)
 ON CONFLICT (name) DO UPDATE SET weight = excluded.weight, priority = excluded.priority, limits = excluded.limits,
-    waiting_tasks = excluded.waiting_tasks
+    region = excluded.region, waiting_tasks = excluded.waiting_tasks
 
 -- name: delete_tenant
-DELETE FROM tenants WHERE name = $1 RETURNING name, weight, priority, limits, waiting_tasks
+DELETE FROM tenants WHERE name = $1 RETURNING name, weight, priority, limits, region, waiting_tasks
 
 -- name: add_audit
 -- The trigger of the table fills in what is not given.
@@ -139,16 +139,17 @@ SELECT version, name, checksum FROM schema_migrations ORDER BY version
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
 
 -- name: server_report
--- A place in the log as a number. The name of a file of the log begins with the timeline.
+-- A place in the log as a number. The name of a file of the log begins with the timeline. What is written is flushed a
+-- moment later, and at once where somebody waits for it.
 SELECT
     NOT pg_is_in_recovery() AS is_primary,
     CASE WHEN pg_is_in_recovery() THEN 0
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
     (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
-        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position
-
--- name: log_position
-SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position,
+    (CASE WHEN pg_is_in_recovery() THEN '0/0'
+        ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::bigint AS written,
+    (SELECT system_identifier FROM pg_control_system()) AS cluster
 
 -- name: has_statement_counts
 SELECT to_regclass('pg_stat_statements')::text

@@ -28,10 +28,16 @@ LIMIT $3
 DELETE FROM schedules WHERE tenant = $1 AND id = $2 RETURNING id
 
 -- name: due_schedules
-SELECT * FROM schedules WHERE due_at <= $1 ORDER BY due_at LIMIT $2
+SELECT * FROM schedules
+WHERE due_at <= $1 AND sutazai_slot(tenant) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
+ORDER BY due_at
+LIMIT $2
 
 -- name: next_schedule_in_s
-SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM schedules
+SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM schedules
+WHERE sutazai_slot(tenant) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
+ORDER BY due_at
+LIMIT 1
 
 -- name: advance_schedule
 UPDATE schedules SET due_at = $3, last_due_at = $4, last_task = $5, last_error = $6

@@ -50,6 +50,7 @@ DELETE FROM sessions
 WHERE id IN (
     SELECT id FROM sessions
     WHERE expires_at <= $1
+        AND sutazai_slot(tenant) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
     ORDER BY expires_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED

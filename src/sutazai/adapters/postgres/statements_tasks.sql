@@ -61,6 +61,7 @@ WHERE deleted_at IS NULL
     AND ($4::text = '' OR agent = $4)
     AND ($5::uuid IS NULL OR parent = $5)
     AND ($6::text = '' OR user_id = $6)
+    AND ($1::text IS NOT NULL OR sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned'))
 ORDER BY id DESC
 LIMIT $7
 
@@ -89,6 +90,7 @@ WHERE tasks.is_cancelling OR tasks.deliveries <> held.fence OR tasks.status <> '
 -- name: past_deadline
 SELECT id FROM tasks
 WHERE deadline <= $1 AND status IN ('waiting', 'pending')
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
 ORDER BY deadline
 LIMIT $2
 
@@ -125,10 +127,13 @@ SELECT clock_timestamp()
 -- name: newest_position
 SELECT last_value FROM events_position
 
--- name: event_writers
--- Transactions that have written events, or may be about to.
+-- name: newest_message
+SELECT last_value FROM agent_messages_number_seq
+
+-- name: writers
+-- Transactions that have written to a table, or may be about to.
 SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
-WHERE locktype = 'relation' AND relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
+WHERE locktype = 'relation' AND relation = $1::text::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 -- name: tail_events
@@ -260,7 +265,7 @@ SELECT count(*) FROM (
 ) AS waiting
 
 -- name: enter_consumer
-INSERT INTO dispatch_consumers (id) VALUES ($1)
+INSERT INTO dispatch_consumers (id, queue) VALUES ($1, $2)
 
 -- name: beat_consumer
 UPDATE dispatch_consumers SET beat = beat + 1 WHERE id = $1 RETURNING beat
@@ -285,3 +290,32 @@ INSERT INTO agent_messages (tenant, name, sender, body) VALUES ($1, $2, $3, $4) 
 
 -- name: received_messages
 SELECT number, body FROM agent_messages WHERE tenant = $1 AND name = $2 AND number > $3 ORDER BY number LIMIT 1000
+
+-- name: broadcast_events
+-- As `tail_events`, without what is too large to be carried.
+SELECT position, task, version, tenant, kind, schema, at, CASE WHEN octet_length(data) <= $4 THEN data END AS data
+FROM events
+WHERE position > $1 AND position <= $3
+ORDER BY position
+LIMIT $2
+
+-- name: broadcast_messages
+SELECT number, tenant, name, sender, at, body
+FROM agent_messages
+WHERE number > $1 AND number <= $3
+ORDER BY number
+LIMIT $2
+
+-- name: broadcast
+SELECT position, fence, beat FROM broadcasts WHERE source = $1
+
+-- name: take_broadcast
+-- Of several who found it still, one.
+UPDATE broadcasts SET fence = fence + 1, beat = 1 WHERE source = $1 AND fence = $2 AND beat = $3
+RETURNING position, fence, beat
+
+-- name: advance_broadcast
+UPDATE broadcasts SET position = $3, beat = beat + 1 WHERE source = $1 AND fence = $2 RETURNING beat
+
+-- name: leave_broadcast
+UPDATE broadcasts SET beat = 0 WHERE source = $1 AND fence = $2

@@ -28,3 +28,19 @@ JOIN pg_class AS part ON part.oid = inhrelid
 JOIN pg_class AS parent ON parent.oid = inhparent
 WHERE inhparent IN (to_regclass('tasks'), to_regclass('events'))
 ORDER BY parent.relname, part.relname
+
+-- name: queue_states
+-- Reads the table of words as a whole, for people who ask.
+WITH words AS (
+    SELECT queue, count(*) FILTER (WHERE is_due AND consumer IS NULL) AS waiting,
+        count(consumer) AS held, count(*) FILTER (WHERE NOT is_due) AS later
+    FROM dispatch GROUP BY queue
+), readers AS (
+    SELECT queue, count(*) AS consumers FROM dispatch_consumers WHERE queue <> '' GROUP BY queue
+), names AS (
+    SELECT queue FROM dispatch_turns UNION SELECT queue FROM words UNION SELECT queue FROM readers
+)
+SELECT queue AS name, coalesce(waiting, 0) AS waiting, coalesce(held, 0) AS held, coalesce(later, 0) AS later,
+    coalesce(consumers, 0) AS consumers
+FROM names LEFT JOIN words USING (queue) LEFT JOIN readers USING (queue)
+ORDER BY queue

@@ -12,6 +12,7 @@ UPDATE webhooks SET due_at = clock_timestamp() + make_interval(secs => $2), atte
 WHERE (task, version) IN (
     SELECT task, version FROM webhooks
     WHERE due_at <= clock_timestamp()
+        AND sutazai_slot(task) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
     ORDER BY due_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
+from sutazai.adapters.postgres.broadcasts import PostgresBroadcastStore
 from sutazai.adapters.postgres.clock import DatabaseClock
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
@@ -21,13 +24,27 @@ from sutazai.adapters.postgres.queue import MAX_LENGTH, PROMOTE_AFTER_S, Postgre
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.schedules import PostgresScheduleStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
+from sutazai.adapters.postgres.sharded.homes import HomedTenantStore
+from sutazai.adapters.postgres.sharded.queue import ShardedQueue
+from sutazai.adapters.postgres.sharded.shards import Shards, check_unsharded
+from sutazai.adapters.postgres.sharded.stores import (
+    ShardedFileStore,
+    ShardedMarks,
+    ShardedMessageStore,
+    ShardedScheduleStore,
+    ShardedSessionStore,
+    ShardedWebhookStore,
+)
+from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
 from sutazai.adapters.postgres.webhooks import PostgresWebhookStore
 from sutazai.ports.audit import AuditLog
+from sutazai.ports.broadcasts import BroadcastStore
 from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
+from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
 from sutazai.ports.replay import ReplayStore
 from sutazai.ports.schedules import ScheduleStore
@@ -36,6 +53,7 @@ from sutazai.ports.tasks import TaskStore
 from sutazai.ports.tenants import TenantStore
 from sutazai.ports.webhooks import WebhookStore
 from sutazai.settings.model import Database as DatabaseSettings
+from sutazai.settings.model import Shard
 from sutazai.settings.secret import Secret
 
 
@@ -49,17 +67,20 @@ class Stores:
     audit: AuditLog
     sessions: SessionStore
     tasks: TaskStore
-    queue: PostgresQueue
+    queue: PostgresQueue | ShardedQueue
     messages: MessageStore
     files: FileStore
     webhooks: WebhookStore
     schedules: ScheduleStore
-    database: Database | None = None
-    """What they are kept in, for its upkeep; None in memory."""
+    marks: Marks
+    databases: Sequence[Database] = ()
+    """Where tenants' data is kept, for its upkeep; none in memory."""
     clock: DatabaseClock | None = None
-    """Its time; None in memory."""
+    """Of the database that `database.url` names; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
+    broadcasts: Sequence[BroadcastStore] = ()
+    """One of each database; none in memory, which no broker is beside."""
 
     def wall(self) -> datetime:
         """The time that all who share these stores go by."""
@@ -71,24 +92,42 @@ async def open_stores(
     settings: DatabaseSettings,
     data_dir: Path,
     *,
+    shards: Sequence[Shard] = (),
     max_length: int = MAX_LENGTH,
     promote_after_s: float = PROMOTE_AFTER_S,
 ) -> AsyncIterator[Stores]:
     """
     The stores, ready to use.
 
-    Raises `StoreUnavailable` where the server did not start or answer, or its tables do not fit this program.
-    `data_dir` is used only where `settings.url` is None.
-
     Args:
-        max_length: bounds the tasks that wait in one queue.
+        data_dir: used only where `settings.url` is None.
+        shards: those of `[[shards]]`; those of other regions are left alone.
+        max_length: of the tasks that wait in one queue, in each shard.
         promote_after_s: bounds how long tasks of lower priorities are passed over altogether.
+
+    Raises `StoreUnavailable` where a server did not start or answer, or its tables do not fit this program.
     """
-    async with AsyncExitStack() as stack:
-        url = settings.url
-        if url is None:
-            url = await stack.enter_async_context(_own_server(data_dir))
-        yield await stack.enter_async_context(_connected(url, settings, max_length, promote_after_s))
+    async with open_bare(settings, data_dir) as database:
+        await migrate.migrate(database, migrate.read())
+        clock = DatabaseClock(database)
+        await clock.ask()
+        if not shards:
+            await check_unsharded(database)
+            yield _stores(database, clock, max_length, promote_after_s)
+            return
+        async with open_shards(database, settings, shards) as opened:
+            for one in opened.databases.values():
+                if one is not database:
+                    await migrate.migrate(one, migrate.read())
+            await opened.check_names()
+            await opened.refresh()
+            # No task group: it would wrap what the caller raises.
+            following = asyncio.create_task(opened.run(), name="follow the shards")
+            try:
+                yield _sharded_stores(database, opened, clock, max_length, promote_after_s)
+            finally:
+                following.cancel()
+                await asyncio.wait([following])
 
 
 @asynccontextmanager
@@ -105,30 +144,63 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
         await server.stop()
 
 
+def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_after_s: float) -> Stores:
+    return Stores(
+        databases=[database],
+        clock=clock,
+        marks=database,
+        keys=PostgresKeyStore(database),
+        usage=PostgresUsageStore(database),
+        tenants=PostgresTenantStore(database),
+        audit=PostgresAuditLog(database),
+        sessions=PostgresSessionStore(database),
+        tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
+        queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
+        messages=PostgresMessageStore(database),
+        replay=PostgresReplayStore(database),
+        broadcasts=[PostgresBroadcastStore(database)],
+        webhooks=PostgresWebhookStore(database),
+        schedules=PostgresScheduleStore(database),
+        files=PostgresFileStore(database),
+    )
+
+
+def _sharded_stores(
+    directory: Database, shards: Shards, clock: DatabaseClock, max_length: int, promote_after_s: float
+) -> Stores:
+    return Stores(
+        databases=list(shards.databases.values()),
+        clock=clock,
+        marks=ShardedMarks(shards),
+        keys=PostgresKeyStore(directory),
+        usage=PostgresUsageStore(directory),
+        tenants=HomedTenantStore(PostgresTenantStore(directory), shards),
+        audit=PostgresAuditLog(directory),
+        sessions=ShardedSessionStore(shards),
+        tasks=ShardedTaskStore(shards, max_length=max_length, wall=clock),
+        queue=ShardedQueue(shards, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
+        messages=ShardedMessageStore(shards),
+        broadcasts=[PostgresBroadcastStore(database, shard=name) for name, database in shards.databases.items()],
+        webhooks=ShardedWebhookStore(shards),
+        schedules=ShardedScheduleStore(shards),
+        files=ShardedFileStore(shards),
+    )
+
+
 @asynccontextmanager
-async def _connected(
-    url: Secret, settings: DatabaseSettings, max_length: int, promote_after_s: float
-) -> AsyncIterator[Stores]:
-    async with connected(url, settings) as database:
-        await migrate.migrate(database, migrate.read())
-        clock = DatabaseClock(database)
-        await clock.ask()
-        yield Stores(
-            database=database,
-            clock=clock,
-            keys=PostgresKeyStore(database),
-            usage=PostgresUsageStore(database),
-            tenants=PostgresTenantStore(database),
-            audit=PostgresAuditLog(database),
-            sessions=PostgresSessionStore(database),
-            tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
-            queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
-            messages=PostgresMessageStore(database),
-            replay=PostgresReplayStore(database),
-            webhooks=PostgresWebhookStore(database),
-            schedules=PostgresScheduleStore(database),
-            files=PostgresFileStore(database),
-        )
+async def open_shards(
+    directory: Database, settings: DatabaseSettings, shards: Sequence[Shard]
+) -> AsyncIterator[Shards]:
+    """Those of this process's region, as they are; nothing was read yet."""
+    async with AsyncExitStack() as stack:
+        databases: dict[str, Database] = {}
+        for shard in shards:
+            if shard.region == settings.region and shard.url is None:
+                databases[shard.name] = directory
+            elif shard.region == settings.region and shard.url is not None:
+                own = msgspec.structs.replace(settings, replicas=shard.replicas)
+                databases[shard.name] = await stack.enter_async_context(connected(shard.url, own))
+        yield Shards(directory, databases, region=settings.region)
 
 
 def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextManager[Database]:

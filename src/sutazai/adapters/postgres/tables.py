@@ -97,8 +97,29 @@ tenants = Table(
     _given("weight", Double),
     _given("priority", Text),
     _given("limits", JSONB),
+    _given("region", Text, server_default=text("''")),
     Column("waiting_tasks", BigInteger),
 )
+
+Table(
+    "shards",
+    metadata,
+    _key("name", Text),
+    _given("region", Text),
+    _given("added_at", WHEN, server_default=text("clock_timestamp()")),
+)
+Table("shard_slots", metadata, _key("region", Text), _key("slot", SmallInteger), _given("shard", Text))
+Table(
+    "shard_moves",
+    metadata,
+    _key("region", Text),
+    _key("slot", SmallInteger),
+    _given("source", Text),
+    _given("target", Text),
+    _given("begun_at", WHEN, server_default=text("clock_timestamp()")),
+)
+Table("shard_here", metadata, _key("name", Text))
+Table("slots_here", metadata, _key("slot", SmallInteger), _given("state", Text))
 
 audit = Table(
     "audit",
@@ -262,19 +283,24 @@ Index("idx_dispatch_later", dispatch.c.available_at, postgresql_where=text("NOT 
 Index("idx_dispatch_held", dispatch.c.consumer, postgresql_where=text("consumer IS NOT NULL"))
 
 Table("dispatch_turns", metadata, _key("queue", Text), _key("tenant", Text), _given("turn", Double))
-Table("dispatch_consumers", metadata, _key("id", UUID), _counted("beat", type_=BigInteger))
+Table("dispatch_consumers", metadata, _key("id", UUID), _counted("beat", type_=BigInteger), _written("queue"))
+Table(
+    "broadcasts",
+    metadata,
+    _key("source", Text),
+    *(_counted(name, type_=BigInteger) for name in ("position", "fence", "beat")),
+)
 
-agent_messages = Table(
+Table(
     "agent_messages",
     metadata,
     Column("number", BigInteger, Identity(always=True), primary_key=True),
-    _given("tenant", Text),
-    _given("name", Text),
+    _key("tenant", Text),
+    _key("name", Text),
     _given("sender", Text),
     _given("body", Text),
     _given("at", WHEN, server_default=text("clock_timestamp()")),
 )
-Index("idx_agent_messages_name", agent_messages.c.tenant, agent_messages.c.name, agent_messages.c.number)
 
 files = Table(
     "files",

@@ -20,9 +20,9 @@ from sutazai.core.task import (
     Task,
     TaskStatus,
     after,
+    digits_of,
     id_of,
     storable,
-    uuid_of,
 )
 from sutazai.ports.queue import Message
 from sutazai.ports.task_events import encode
@@ -78,7 +78,7 @@ class TaskChanges:
         """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
         ended = [task.id for task in self._touched() if task.status.is_end]
         while ended:
-            uuids = [uuid_of(task_id) for task_id in ended]
+            uuids = [digits_of(task_id) for task_id in ended]
             # What it waited for itself is of no meaning any more, should it be requeued and wait again.
             await self._connection.execute(self._sql["stop_waiting"], uuids)
             rows = await self._connection.fetch(self._sql["end_waits"], uuids)
@@ -114,7 +114,7 @@ class TaskChanges:
             now=self.now,
         )
         await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
-        told = ",".join(uuid_of(task_id).hex for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
+        told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
         await self._connection.execute(self._sql["tell_tasks"], told)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
@@ -123,7 +123,7 @@ class TaskChanges:
         if ended:
             await self._connection.execute(
                 self._sql["add_webhooks"],
-                [uuid_of(task.id) for task in ended],
+                [digits_of(task.id) for task in ended],
                 [task.version for task in ended],
                 [task.created_at for task in ended],
                 [task.status.value for task in ended],
@@ -134,13 +134,18 @@ class TaskChanges:
         return [*self._new.values(), *self._changed.values()]
 
     def _event_columns(self) -> Columns:
-        columns: Columns = [[] for _ in range(8)]
-        for task, event in self._events:
-            kind, schema, data = encode(event)
-            row = (uuid_of(task.id), task.version, task.draft.tenant, kind, schema, self.now, data, task.created_at)
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
-        return columns
+        encoded = [encode(event) for _, event in self._events]
+        tasks = [task for task, _ in self._events]
+        return [
+            [digits_of(task.id) for task in tasks],
+            [task.version for task in tasks],
+            [task.draft.tenant for task in tasks],
+            [kind for kind, _, _ in encoded],
+            [schema for _, schema, _ in encoded],
+            [self.now] * len(tasks),
+            [data for _, _, data in encoded],
+            [task.created_at for task in tasks],
+        ]
 
 
 def _word(task: Task) -> Message:

@@ -9,11 +9,12 @@ import asyncpg
 import msgspec
 
 from sutazai.adapters.postgres.database import Connection, Database
-from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, id_of, is_task_id, uuid_of
+from sutazai.core.mark import Mark
+from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, digits_of, id_of, is_task_id
 from sutazai.ports.task_events import KeptEvent
 
 Columns = list[list[Any]]
-"""Arrays for `unnest`, one a column."""
+"""Arrays for `unnest`, one a column. Ids are given as their digits, which the driver reads faster than a UUID."""
 
 _draft = msgspec.json.Decoder(TaskDraft)
 _encoder = msgspec.json.Encoder()
@@ -55,7 +56,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
     """For `insert_tasks`."""
     drafts = [task.draft for task in tasks]
     return [
-        [uuid_of(task.id) for task in tasks],
+        [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],
         [draft.tenant for draft in drafts],
         [draft.user for draft in drafts],
@@ -63,7 +64,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
         [draft.queue for draft in drafts],
         [task.status.value for task in tasks],
         [draft.priority.value for draft in drafts],
-        [uuid_of(draft.parent) if draft.parent else None for draft in drafts],
+        [digits_of(draft.parent) if draft.parent else None for draft in drafts],
         [_encoder.encode(draft).decode() for draft in drafts],
         [task.version for task in tasks],
         [task.waits_for for task in tasks],
@@ -78,7 +79,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
 def changed_rows(tasks: Sequence[Task]) -> Columns:
     """For `save_tasks`."""
     return [
-        [uuid_of(task.id) for task in tasks],
+        [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],
         [task.version for task in tasks],
         [task.status.value for task in tasks],
@@ -104,16 +105,16 @@ def changed_rows(tasks: Sequence[Task]) -> Columns:
 def keys(ids: Sequence[str]) -> Columns:
     """The columns that find tasks; ids that are none are left out."""
     found = [task_id for task_id in ids if is_task_id(task_id)]
-    return [[uuid_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
+    return [[digits_of(task_id) for task_id in found], [created_at_of(task_id) for task_id in found]]
 
 
-async def read(database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
-    """Those of the tenant, or of any."""
-    async with database.transaction() as connection:
-        return await read_in(connection, database, tenant, ids)
+async def read(database: Database, tenant: str, ids: Sequence[str], *, seen: Mark | None = None) -> Sequence[Task]:
+    """Those of the tenant."""
+    rows = await database.rows(database.sql["tasks_by_id"], tenant, *keys(ids), tenant=tenant, seen=seen)
+    return [task_of(row) for row in rows]
 
 
 async def read_in(connection: Connection, database: Database, tenant: str | None, ids: Sequence[str]) -> Sequence[Task]:
-    """The same within a transaction."""
+    """Those of the tenant, or of any, within a transaction."""
     rows = await connection.fetch(database.sql["tasks_by_id"], tenant, *keys(ids))
     return [task_of(row) for row in rows]

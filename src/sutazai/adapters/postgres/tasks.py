@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -17,6 +18,7 @@ from sutazai.adapters.postgres.tail import EventTail
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
 from sutazai.core.errors import BadRequest, Conflict, Overloaded, StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.task import (
     CancelAsked,
     Cancelled,
@@ -29,11 +31,12 @@ from sutazai.core.task import (
     TaskDraft,
     TaskStatus,
     created_at_of,
+    digits_of,
     id_of,
     is_task_id,
-    uuid_of,
 )
 from sutazai.core.task_ids import TaskIds
+from sutazai.policy.sharding import slot_of
 from sutazai.policy.tasks import check_draft, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
@@ -64,6 +67,12 @@ class PostgresTaskStore:
         self._tail = EventTail(database)
         self._ids = TaskIds(secrets.randbits)
 
+    def on(self, database: Database) -> PostgresTaskStore:
+        """The same store for a view of its database."""
+        view = copy(self)
+        view._database = database
+        return view
+
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
         for draft in drafts:
             check_draft(draft)
@@ -89,9 +98,11 @@ class PostgresTaskStore:
         if lost:
             why = f"{lost[0].id}, which it was to wait for, is {lost[0].status.value}."
             return changes.apply(new_id, Failed(0, FailureReason.DEPENDENCY, why)) or task
-        waits = [uuid_of(one.id) for one in open_]
+        waits = [digits_of(one.id) for one in open_]
         if waits:
-            await connection.execute(self._sql["add_waits"], waits, [uuid_of(new_id)] * len(waits), [True] * len(waits))
+            await connection.execute(
+                self._sql["add_waits"], waits, [digits_of(new_id)] * len(waits), [True] * len(waits)
+            )
         return task
 
     async def _check_room(self, connection: Connection, drafts: Sequence[TaskDraft]) -> None:
@@ -109,7 +120,7 @@ class PostgresTaskStore:
         """For each draft the id that it is to have, and the task where there is one already."""
         # Of the time of this transaction: a task is due from the time in its id on, and one of a moment later would
         # wait for the next look at what has become due, while those that come after it go first.
-        ids = [self._ids.next(now) for _ in drafts]
+        ids = [self._ids.next(now, slot_of(draft.tenant)) for draft in drafts]
         keyed: dict[tuple[str, str], str] = {}
         for place, draft in enumerate(drafts):
             if draft.idempotency_key:
@@ -118,7 +129,7 @@ class PostgresTaskStore:
             return [(one, None) for one in ids]
         columns = [[tenant for tenant, _ in keyed], [key for _, key in keyed]]
         claimed = await connection.fetch(
-            self._sql["claim_task_keys"], *columns, [uuid_of(one) for one in keyed.values()]
+            self._sql["claim_task_keys"], *columns, [digits_of(one) for one in keyed.values()]
         )
         ours = {id_of(row["task"]) for row in claimed}
         rows = await connection.fetch(self._sql["tasks_of_keys"], *columns)
@@ -133,27 +144,33 @@ class PostgresTaskStore:
             waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)
         return waiting
 
-    async def get(self, tenant: str, task_id: str) -> Task | None:
-        found = await self.several(tenant, [task_id])
+    async def get(self, tenant: str, task_id: str, *, seen: Mark | None = None) -> Task | None:
+        found = await read(self._database, tenant, [task_id], seen=seen)
+        if not found and seen is not None and self._database.has_replicas:
+            # what a replica does not have yet is no reason to deny it
+            found = await read(self._database, tenant, [task_id])
         return found[0] if found else None
 
     async def several(self, tenant: str, task_ids: Sequence[str]) -> Sequence[Task]:
         return await read(self._database, tenant, task_ids)
 
-    async def page(self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int) -> Sequence[Task]:
+    async def page(
+        self, tenant: str | None, which: TaskFilter, *, before: str = "", limit: int, seen: Mark | None = None
+    ) -> Sequence[Task]:
         if (before and not is_task_id(before)) or (which.parent and not is_task_id(which.parent)):
             return ()
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                self._sql["tasks_page"],
-                tenant,
-                uuid_of(before) if before else None,
-                None if which.status is None else which.status.value,
-                which.agent,
-                uuid_of(which.parent) if which.parent else None,
-                which.user,
-                limit,
-            )
+        rows = await self._database.rows(
+            self._sql["tasks_page"],
+            tenant,
+            digits_of(before) if before else None,
+            None if which.status is None else which.status.value,
+            which.agent,
+            digits_of(which.parent) if which.parent else None,
+            which.user,
+            limit,
+            tenant=tenant,
+            seen=seen,
+        )
         return [task_of(row) for row in rows]
 
     async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
@@ -193,9 +210,9 @@ class PostgresTaskStore:
             open_ = [task for task in map(changes.get, dict.fromkeys(waits_for)) if task and may_wait(waiter, task)]
             task = changes.apply(change.task, replace(change.event, waits_for=len(open_)))
             if task is not None and open_:
-                waits = [uuid_of(one.id) for one in open_]
+                waits = [digits_of(one.id) for one in open_]
                 await connection.execute(
-                    self._sql["add_waits"], waits, [uuid_of(change.task)] * len(waits), [False] * len(waits)
+                    self._sql["add_waits"], waits, [digits_of(change.task)] * len(waits), [False] * len(waits)
                 )
             return task
 
@@ -219,7 +236,7 @@ class PostgresTaskStore:
 
     async def _children(self, parent: str) -> Sequence[str]:
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(self._sql["unfinished_children"], [uuid_of(parent)])
+            rows = await connection.fetch(self._sql["unfinished_children"], [digits_of(parent)])
         return [id_of(row["id"]) for row in rows]
 
     async def requeue(self, tenant: str | None, task_id: str) -> Task | None:
@@ -257,7 +274,7 @@ class PostgresTaskStore:
             return ()
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                self._sql["events_of_task"], uuid_of(task_id), created_at_of(task_id), after, tenant, limit
+                self._sql["events_of_task"], digits_of(task_id), created_at_of(task_id), after, tenant, limit
             )
         return [event_of(row) for row in rows]
 

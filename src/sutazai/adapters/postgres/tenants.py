@@ -40,6 +40,7 @@ class PostgresTenantStore:
                 tenant.weight,
                 word_of(tenant.priority),
                 limits,
+                tenant.region,
                 tenant.waiting_tasks,
             )
             await record(connection, self._sql, tenant_set(before, tenant), by)

@@ -19,7 +19,7 @@ import msgspec
 from sutazai.adapters.process.isolated import MAX_LINE_BYTES
 from sutazai.core.errors import SutazaiError
 from sutazai.core.task import Task
-from sutazai.ports.agent import Agent, Said
+from sutazai.ports.agent import Agent, Answer, Said
 
 
 class RemoteContext:
@@ -35,6 +35,9 @@ class RemoteContext:
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], *, model: str = "", **options: Any) -> Said:
         return msgspec.convert(await self._call("chat", messages, model=model, **options), Said)
+
+    async def ask(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        return msgspec.convert(await self._call("ask", endpoint, body), Answer)
 
     async def progress(self, value: object) -> None:
         await self._call("progress", value)

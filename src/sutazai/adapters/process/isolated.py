@@ -25,7 +25,7 @@ from sutazai.ports.agent import Agent, AgentContext
 MAX_LINE_BYTES = 32 * 1024 * 1024
 ENDS_S = 5.0
 """For the child to end by itself after its last line."""
-CALLS = frozenset({"chat", "progress", "checkpoint", "spawn", "join", "send", "received"})
+CALLS = frozenset({"chat", "ask", "progress", "checkpoint", "spawn", "join", "send", "received"})
 
 
 def isolated(agent: Agent) -> Agent:

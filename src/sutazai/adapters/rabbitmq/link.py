@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import aio_pika
 import structlog
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractConnection, ConnectionParameter
 from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.exceptions import (
@@ -29,8 +30,10 @@ from aiormq.exceptions import (
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
+from yarl import URL
 
 from sutazai.adapters.rabbitmq.address import Address, Node
+from sutazai.adapters.rabbitmq.express import Express, Lane
 from sutazai.adapters.rabbitmq.topology import DEAD_LETTERS, Declaration, declaration_of
 from sutazai.core.errors import QueueUnavailable
 from sutazai.settings import model
@@ -57,11 +60,34 @@ class Wire:
     node: str
     connection: AbstractConnection
     channel: Channel
+    lane: Lane
+    """For what comes and goes on the channel by the thousand."""
 
     @property
     def is_open(self) -> bool:
         """Whether it was not seen to end."""
         return not self.channel.is_closed and not self.connection.is_closed
+
+
+@dataclass(slots=True)
+class Figures:
+    """What this process has seen of the cluster since it began."""
+
+    wires_opened: int = 0
+    """More than a few tell of trouble."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Messages that were published, by what became of them."""
+    replaced: int = 0
+    """Publishers that were given up: told no too often, or their connection ended."""
+
+
+class _Connection(aio_pika.Connection):
+    """One that may be given its transport."""
+
+    PARAMETERS = (
+        *aio_pika.Connection.PARAMETERS,
+        ConnectionParameter(name="transport_factory", parser=lambda factory: factory, is_kwarg=True),
+    )
 
 
 class RabbitLink:
@@ -75,11 +101,16 @@ class RabbitLink:
         self._declaring: dict[tuple[Wire, str], asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[Any]] = set()
         """Goodbyes, and what was given up and is about to notice."""
-        self.wires_opened = 0
-        """How often a wire was opened; more than a few tell of trouble."""
+        self._wires: set[Wire] = set()
+        self.figures = Figures()
 
     def __repr__(self) -> str:
         return f"RabbitLink({str(self._address)!r})"
+
+    @property
+    def wires(self) -> int:
+        """Those that are open."""
+        return sum(wire.is_open for wire in self._wires)
 
     def deadline(self) -> float:
         """The time of the loop until which a call that begins now may go on."""
@@ -150,16 +181,20 @@ class RabbitLink:
 
     async def _open(self, node: Node, within_s: float) -> Wire:
         async def opened() -> Wire:
-            connection = await aio_pika.connect(node.url.reveal())
+            express = Express()
+            connection = _Connection(URL(node.url.reveal()), transport_factory=express)
+            await connection.connect()
             try:
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                return Wire(node.name, connection, cast("Channel", await channel.get_underlay_channel()))
+                opened_channel = await connection.channel(publisher_confirms=True)
+                channel = cast("Channel", await opened_channel.get_underlay_channel())
+                return Wire(node.name, connection, channel, express.lane(channel))
             except BaseException:
                 self._close_soon(connection)
                 raise
 
         wire = await self.answered(opened(), within_s, unwanted=self.drop)
-        self.wires_opened += 1
+        self._wires = {each for each in self._wires if each.is_open} | {wire}
+        self.figures.wires_opened += 1
         log.debug("a connection to RabbitMQ was opened", node=node.name)
         return wire
 
@@ -194,9 +229,27 @@ class RabbitLink:
 
     async def waiting(self, wire: Wire, name: str) -> int:
         """Messages of a queue that are with no consumer. Raises one of `TROUBLES`."""
+        return (await self.counts(wire, name))[0]
+
+    async def counts(self, wire: Wire, name: str) -> tuple[int, int]:
+        """Messages of a queue that are with no consumer, and its consumers. Raises one of `TROUBLES`."""
         full_name = declaration_of(name, self.settings).name
         told = await self._on_channel(wire, lambda channel: channel.queue_declare(full_name, passive=True))
-        return int(told.message_count or 0)
+        return int(told.message_count or 0), int(told.consumer_count or 0)
+
+    async def is_as_declared(self, wire: Wire, name: str) -> bool:
+        """Whether a queue that is there is what the settings say. Raises one of `TROUBLES`."""
+        declaration = declaration_of(name, self.settings)
+        try:
+            await self._on_channel(
+                wire,
+                lambda channel: channel.queue_declare(
+                    declaration.name, durable=True, arguments=dict(declaration.arguments)
+                ),
+            )
+        except ChannelPreconditionFailed:
+            return False
+        return True
 
     async def _declare_queue(self, wire: Wire, declaration: Declaration) -> None:
         try:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 
-from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError, PublishError
-from pamqp.commands import Basic
-
+from sutazai.adapters.rabbitmq.frames import Returned, Settled
 from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, Wire, explained
 
 WINDOW = 256
@@ -29,7 +27,6 @@ MAX_NACKED_S = 0.5
 """From the first of them."""
 PAUSE_S = 0.05
 """Before what was not kept is published again."""
-PERSISTENT = 2
 
 
 class Outcome(enum.Enum):
@@ -56,6 +53,17 @@ class Parcel:
     """As RabbitMQ counts: more is sooner, where queues know of it."""
 
 
+@dataclass(slots=True, eq=False)
+class _Burst:
+    """Messages that were written together."""
+
+    parcels: Sequence[Parcel]
+    outcomes: list[Outcome]
+    """`UNKNOWN` until something is known."""
+    left: int
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Publisher:
     """A wire that messages are published on."""
 
@@ -66,6 +74,13 @@ class Publisher:
         self._nacks = 0
         self._first_nack_at = 0.0
         self._is_retired = False
+        self._on_their_way: dict[int, tuple[_Burst, int]] = {}
+        """By their numbers, in the order of these: each with its place in a burst."""
+        self._returned: list[Returned] = []
+        """Whose confirm is about to follow."""
+        wire.lane.on_settled = self._settled
+        wire.lane.on_returned = self._returned.append
+        wire.channel.closing.add_done_callback(lambda _: self._broken())
 
     @property
     def is_usable(self) -> bool:
@@ -98,21 +113,52 @@ class Publisher:
                 self._link.drop(self.wire)
 
     async def _publish(self, parcels: Sequence[Parcel]) -> list[Outcome]:
-        tasks = [asyncio.create_task(_sent(self.wire.channel, parcel), name="publish") for parcel in parcels]
+        burst = _Burst(parcels, [Outcome.UNKNOWN] * len(parcels), len(parcels))
+        numbers = range(0)
         try:
-            await asyncio.wait(tasks, timeout=self._link.settings.confirm_timeout_s)
+            numbers = self.wire.lane.publish([(each.queue, each.body, each.priority) for each in parcels])
+            self._on_their_way.update((number, (burst, place)) for place, number in enumerate(numbers))
+            async with asyncio.timeout(self._link.settings.confirm_timeout_s):
+                await burst.answered.wait()
+        except TROUBLES:
+            pass
         finally:
-            late = [task for task in tasks if not task.done()]
-            for task in late:
-                task.cancel()
-            if late:
+            if burst.left:
                 self.retire()
-                await asyncio.wait(late)
-        outcomes = [_outcome(task) for task in tasks]
-        self._count(outcomes)
-        return outcomes
+                for number in numbers:
+                    self._on_their_way.pop(number, None)
+        self._count(burst.outcomes)
+        return burst.outcomes
+
+    def _settled(self, settled: Settled) -> None:
+        numbers = [settled.tag]
+        if settled.is_multiple:
+            numbers = list(takewhile(lambda number: number <= settled.tag, self._on_their_way))
+        for number in numbers:
+            burst, place = self._on_their_way.pop(number, (None, 0))
+            if burst is not None:
+                parcel = burst.parcels[place]
+                burst.outcomes[place] = self._outcome(parcel) if settled.has_kept else Outcome.REFUSED
+                burst.left -= 1
+                if not burst.left:
+                    burst.answered.set()
+
+    def _outcome(self, parcel: Parcel) -> Outcome:
+        """Of one that was confirmed, which is said also of what was returned, because no queue is to keep it."""
+        if self._returned:
+            returned = Returned(parcel.queue, parcel.body)
+            if returned in self._returned:
+                self._returned.remove(returned)
+                return Outcome.UNROUTABLE
+        return Outcome.KEPT
+
+    def _broken(self) -> None:
+        """The wire ended: nothing more will be heard of what is on its way."""
+        for burst, _ in self._on_their_way.values():
+            burst.answered.set()
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
+        self._link.figures.outcomes.update(outcome.name.lower() for outcome in outcomes)
         for outcome in outcomes:
             if outcome is Outcome.REFUSED:
                 if not self._nacks:
@@ -124,30 +170,6 @@ class Publisher:
     def forgive(self) -> None:
         """It was told no for a good reason: the queue is full."""
         self._nacks = 0
-
-
-async def _sent(channel: Channel, parcel: Parcel) -> None:
-    await channel.basic_publish(
-        parcel.body,
-        routing_key=parcel.queue,
-        mandatory=True,
-        properties=Basic.Properties(delivery_mode=PERSISTENT, priority=parcel.priority),
-        wait=False,
-    )
-
-
-def _outcome(task: asyncio.Task[None]) -> Outcome:
-    if task.cancelled():
-        return Outcome.UNKNOWN
-    match task.exception():
-        case None:
-            return Outcome.KEPT
-        case PublishError():
-            return Outcome.UNROUTABLE
-        case DeliveryError():
-            return Outcome.REFUSED
-        case _:
-            return Outcome.UNKNOWN
 
 
 class Publishers:
@@ -199,6 +221,7 @@ class Publishers:
         for publisher in [each for each in self._all if not each.is_usable]:
             self._all.remove(publisher)
             publisher.retire()
+            self._link.figures.replaced += 1
         if not self._all:
             return None
         least = min(self._all, key=lambda each: each.in_flight)

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from sutazai.adapters.rabbitmq.address import parse
 from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
-from sutazai.adapters.rabbitmq.link import TROUBLES, RabbitLink, quiet_the_driver
+from sutazai.adapters.rabbitmq.link import TROUBLES, Figures, RabbitLink, explained, quiet_the_driver
 from sutazai.adapters.rabbitmq.publishing import Outcome, Parcel, Publisher, Publishers
 from sutazai.adapters.rabbitmq.streams import EventStream
-from sutazai.adapters.rabbitmq.topology import full_name
+from sutazai.adapters.rabbitmq.topology import declaration_of, full_name
 from sutazai.core.errors import SettingsError
 from sutazai.core.request import Priority
-from sutazai.ports.queue import Consumer, Message
+from sutazai.ports.queue import Consumer, Message, QueueState
 from sutazai.settings import model
 
 FULL_RATIO = 0.8
@@ -34,6 +35,16 @@ class RabbitQueue:
         self._readers = asyncio.Semaphore(link.settings.consumers)
         self.events = EventStream(link, self._publishers, self._readers)
         """The stream `agent_coordination`."""
+
+    @property
+    def figures(self) -> Figures:
+        """What was seen so far."""
+        return self._link.figures
+
+    @property
+    def wires(self) -> int:
+        """Connections that are open now."""
+        return self._link.wires
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
         deadline = self._link.deadline()
@@ -66,6 +77,21 @@ class RabbitQueue:
                 return await self._link.waiting(publisher.wire, queue)
             except TROUBLES as error:
                 await self._publishers.step_aside(publisher, queue, error, deadline)
+
+    async def states(self, names: Collection[str]) -> Sequence[QueueState]:
+        """Those of these queues that are there, by name. Nothing is declared. Raises `QueueUnavailable`."""
+        publisher = await self._publishers.one(self._link.deadline())
+        found = []
+        for name in sorted(names):
+            try:
+                waiting, consumers = await self._link.counts(publisher.wire, name)
+            except ChannelNotFoundEntity:
+                continue
+            except TROUBLES as error:
+                raise self._link.unavailable(f"{name} could not be looked at ({explained(error)})") from None
+            kind = str(declaration_of(name, self._link.settings).arguments["x-queue-type"])
+            found.append(QueueState(name=name, kind=kind, waiting=waiting, consumers=consumers))
+        return found
 
     async def close(self) -> None:
         """Say goodbye to all nodes."""

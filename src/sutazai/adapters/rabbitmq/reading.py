@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
-from aiormq.abc import DeliveredMessage
 
+from sutazai.adapters.rabbitmq.frames import Arrival
 from sutazai.adapters.rabbitmq.link import PAUSE_S, TROUBLES, RabbitLink, Wire, explained
 from sutazai.adapters.rabbitmq.topology import full_name
 
@@ -23,20 +23,20 @@ log = structlog.get_logger("sutazai.rabbitmq")
 
 Tag = tuple[int, int]
 """The number of a wire, and the number of a delivery on it."""
-Say = Callable[[Wire, int, bool], Awaitable[Any]]
-"""Says something about one delivery, or, where the last is true, about all up to it."""
+Say = Callable[[Wire, Sequence[tuple[int, bool]]], None]
+"""Says something about deliveries, and where the second is true, about all up to that one."""
 
 _wires = itertools.count(1)
 
 
-async def acknowledged(wire: Wire, tag: int, multiple: bool) -> None:
+def acknowledged(wire: Wire, tags: Sequence[tuple[int, bool]]) -> None:
     """They are dealt with."""
-    await wire.channel.basic_ack(tag, multiple=multiple)
+    wire.lane.acknowledge(tags)
 
 
-async def handed_back(wire: Wire, tag: int, multiple: bool) -> None:
+def handed_back(wire: Wire, tags: Sequence[tuple[int, bool]]) -> None:
     """Somebody else is to have them."""
-    await wire.channel.basic_nack(tag, multiple=multiple, requeue=True)
+    wire.lane.hand_back(tags)
 
 
 class Reader:
@@ -49,12 +49,20 @@ class Reader:
         self._prefetch = prefetch
         self._wire: Wire | None = None
         self._wire_number = 0
-        self._arrived: deque[DeliveredMessage] = deque()
+        self._arrived: deque[Arrival] = deque()
         self._unsettled: dict[int, None] = {}
         """Tags that were neither acknowledged nor handed back, in their order."""
         self._stirred = asyncio.Event()
+        self._holding = asyncio.Lock()
+        self._consumer = ""
+        """The broker's name for what brings messages on this wire; empty where nothing does."""
+        self._asked = 0
+        """How many it may bring without having any back."""
+        self._before = 0
+        """The last delivery that was brought before that one was there."""
+        self._arrive: Callable[[Arrival], None] = self._arrived.append
 
-    async def raw(self, at_most: int) -> list[DeliveredMessage]:
+    async def raw(self, at_most: int) -> list[Arrival]:
         """Wait for at least one message; from whichever node has it. Raises `QueueUnavailable`."""
         while True:
             if self._wire is None or not self._wire.is_open:
@@ -69,6 +77,39 @@ class Reader:
         self._let_go()
         if wire is not None:
             await self._link.close(wire)
+
+    async def hold(self, prefetch: int) -> None:
+        """As the `Consumer` port says. The broker takes another measure only from a consumer that begins."""
+        async with self._holding:
+            self._prefetch = prefetch
+            wire = self._wire
+            before = sum(tag <= self._before for tag in self._unsettled)
+            if wire is None or not wire.is_open or max(0, prefetch - before) == self._asked:
+                return
+            try:
+                await self._link.answered(self._hold(wire), self._link.settings.confirm_timeout_s, is_finished=True)
+            except TROUBLES as error:
+                log.debug("a queue is read anew", queue=self.queue, node=wire.node, reason=explained(error))
+                if self._wire is wire:
+                    self._hang_up()
+
+    async def _hold(self, wire: Wire) -> None:
+        consumer, self._consumer = self._consumer, ""
+        if consumer:
+            await wire.channel.basic_cancel(consumer)
+        if self._wire is not wire:
+            return
+        surplus = min(max(0, len(self._unsettled) - self._prefetch), len(self._arrived))
+        self.settle([self.tag_of(self._arrived.pop()) for _ in range(surplus)], handed_back)
+        self._before = max(self._unsettled, default=self._before)
+        self._asked = max(0, self._prefetch - len(self._unsettled))
+        if self._asked:
+            await self._consume(wire)
+
+    async def _consume(self, wire: Wire) -> None:
+        await wire.channel.basic_qos(prefetch_count=self._asked)
+        told = await wire.channel.basic_consume(self._full_name, self._arrive, arguments=self.arguments())  # type: ignore[arg-type]
+        self._consumer = told.consumer_tag or ""
 
     def arguments(self) -> dict[str, Any]:
         """How the broker is to deliver; asked for anew with each wire."""
@@ -98,12 +139,11 @@ class Reader:
     async def _begin(self, wire: Wire) -> None:
         limit_s = self._link.settings.confirm_timeout_s
         await self._link.declare(wire, self.queue)
-        await self._link.answered(wire.channel.basic_qos(prefetch_count=self._prefetch), limit_s)
         number = next(_wires)
 
-        def arrived(message: DeliveredMessage) -> None:
-            if number == self._wire_number and message.delivery_tag is not None:
-                self._unsettled[message.delivery_tag] = None
+        def arrived(message: Arrival) -> None:
+            if number == self._wire_number:
+                self._unsettled[message.tag] = None
                 self._arrived.append(message)
                 self._stirred.set()
 
@@ -112,13 +152,12 @@ class Reader:
                 self._hang_up()
 
         self._wire, self._wire_number = wire, number
+        self._arrive, self._asked, self._before = arrived, self._prefetch, 0
+        wire.lane.on_arrival = arrived
         wire.channel.on_consumer_cancel_callbacks.add(cancelled)
         wire.channel.closing.add_done_callback(lambda _: self._stirred.set())
         try:
-            await self._link.answered(
-                wire.channel.basic_consume(self._full_name, arrived, arguments=self.arguments()),  # type: ignore[arg-type]
-                limit_s,
-            )
+            await self._link.answered(self._consume(wire), limit_s)
         except BaseException:
             self._wire = None
             self._let_go()
@@ -136,14 +175,18 @@ class Reader:
         except TimeoutError:
             try:
                 await self._link.answered(
-                    wire.channel.basic_qos(prefetch_count=self._prefetch), self._link.settings.confirm_timeout_s
+                    wire.channel.basic_qos(prefetch_count=self._asked), self._link.settings.confirm_timeout_s
                 )
             except TROUBLES as error:
                 log.warning("a node of RabbitMQ fell silent", node=wire.node, reason=explained(error))
                 self._hang_up()
 
-    async def settle(self, which: Iterable[Tag], say: Say) -> None:
-        """Say something about deliveries, in as few frames as can be: about one, or all up to it."""
+    def settle(self, which: Iterable[Tag], say: Say) -> None:
+        """
+        Say something about deliveries, in as few frames as can be: about one, or all up to it.
+
+        The broker answers nothing to that; where the wire ends meanwhile, the deliveries go to others.
+        """
         wire = self._wire
         if wire is None or not wire.is_open:
             return
@@ -154,21 +197,15 @@ class Reader:
             return
         for tag in tags:
             del self._unsettled[tag]
-
-        async def said() -> None:
-            for tag in sorted(tags):
-                if tag >= up_to:
-                    await say(wire, tag, tag == up_to)
-
         try:
-            await self._link.answered(said(), self._link.settings.confirm_timeout_s, is_finished=True)
+            say(wire, [(tag, tag == up_to) for tag in sorted(tags) if tag >= up_to])
         except TROUBLES as error:
             log.debug("what was held went to others", queue=self.queue, node=wire.node, reason=explained(error))
             self._hang_up()
 
-    def tag_of(self, message: DeliveredMessage) -> Tag:
+    def tag_of(self, message: Arrival) -> Tag:
         """What to call a message by that `raw` gave a moment ago."""
-        return self._wire_number, message.delivery_tag or 0
+        return self._wire_number, message.tag
 
     def _hang_up(self) -> None:
         wire, self._wire = self._wire, None

@@ -12,8 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiormq.abc import DeliveredMessage
-
+from sutazai.adapters.rabbitmq.frames import Arrival
 from sutazai.adapters.rabbitmq.link import RabbitLink
 from sutazai.adapters.rabbitmq.publishing import Outcome, Parcel, Publishers
 from sutazai.adapters.rabbitmq.reading import Reader, Tag, acknowledged
@@ -100,7 +99,7 @@ class StreamReader(Reader):
         """Wait for at least one. A cancellation loses none. Raises `QueueUnavailable`."""
         while True:
             done, self._done = self._done, []
-            await self.settle(done, acknowledged)
+            self.settle(done, acknowledged)
             messages = await self.raw(at_most)
             self._done = [self.tag_of(message) for message in messages]
             entries = [entry for entry in map(_entry, messages) if self._next is None or entry.offset >= self._next]
@@ -109,6 +108,6 @@ class StreamReader(Reader):
                 return entries
 
 
-def _entry(message: DeliveredMessage) -> Entry:
-    offset = (message.header.properties.headers or {}).get(OFFSET_HEADER)
+def _entry(message: Arrival) -> Entry:
+    offset = message.headers.get(OFFSET_HEADER)
     return Entry(offset if isinstance(offset, int) else 0, message.body)

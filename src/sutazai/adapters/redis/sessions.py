@@ -15,6 +15,7 @@ import msgspec
 
 from sutazai.adapters.redis.link import RedisLink
 from sutazai.core.errors import StoreUnavailable
+from sutazai.core.mark import Mark
 from sutazai.core.session import Message, Session
 from sutazai.ports.sessions import SessionStore
 
@@ -54,8 +55,10 @@ class RedisSessionStore:
     async def get(self, tenant: str, session_id: str) -> Session | None:
         return await self._truth.get(tenant, session_id)
 
-    async def page(self, tenant: str, *, now: datetime, before: str, limit: int) -> Sequence[Session]:
-        return await self._truth.page(tenant, now=now, before=before, limit=limit)
+    async def page(
+        self, tenant: str, *, now: datetime, before: str, limit: int, seen: Mark | None = None
+    ) -> Sequence[Session]:
+        return await self._truth.page(tenant, now=now, before=before, limit=limit, seen=seen)
 
     async def history(self, session: Session) -> Sequence[Message]:
         if not session.version:
