@@ -18,7 +18,7 @@ from collections import deque
 
 import msgspec
 
-from bench.payload import SMALL_BYTES, LoadResult, chat_body, percentile, request_bytes
+from bench.payload import CHAT_PATH, SMALL_BYTES, LoadResult, chat_body, percentile, request_bytes
 
 _ANSWER_LIMIT_S = 10.0
 _MAX_WAITING = 20_000
@@ -33,13 +33,17 @@ class RateLoad(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float
     seconds: float
     connections: int = 64
+    path: str = CHAT_PATH
+    body: str = ""
+    """Empty: a small chat."""
 
 
 class OpenLoop:
     """The requests that are due, under way and answered."""
 
     def __init__(self, load: RateLoad) -> None:
-        self._request = request_bytes(chat_body(SMALL_BYTES), port=load.port, key=load.key)
+        body = load.body.encode() or chat_body(SMALL_BYTES)
+        self._request = request_bytes(body, port=load.port, key=load.key, path=load.path)
         self._idle = [
             socket.create_connection(("127.0.0.1", load.port), timeout=_ANSWER_LIMIT_S) for _ in range(load.connections)
         ]
@@ -82,7 +86,7 @@ class OpenLoop:
             return
         due_at = self._busy.pop(connection)
         self._latencies_ms.append((time.monotonic() - due_at) * 1000)
-        self._failed += not answer.startswith(b"HTTP/1.1 200")
+        self._failed += not answer.startswith(b"HTTP/1.1 2")
         if received:
             self._idle.append(connection)
 

@@ -62,10 +62,10 @@ def stream_body(*, events: int, interval_ms: int) -> bytes:
     return json.dumps(fields).encode()
 
 
-def request_bytes(body: bytes, *, port: int, key: str) -> bytes:
+def request_bytes(body: bytes, *, port: int, key: str, path: str = CHAT_PATH) -> bytes:
     """A whole HTTP request for a client that writes to its socket itself."""
     head = (
-        f"POST {CHAT_PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -2,8 +2,11 @@
 Tasks beside their peers: `python -m bench.task_queues [--count 3000] [--rounds 3] [--only ours,celery]`.
 
 The same no-op task, submitted durably by one producer and run by one worker process of each contestant, one after
-another in one run. CPU is counted of producer and worker, and of the servers beside them; the figure to compare is
-tasks completed per CPU second of producer and worker. The peers live in `.venv-bench` (`scripts/setup bench`).
+another in one run. Two figures are compared: tasks completed per CPU second of producer and worker, their start
+included; and the same with the CPU of PostgreSQL and RabbitMQ during the round. Only ours keeps a task's state, its
+events and its result in PostgreSQL; Celery, Dramatiq and taskiq keep a message until it is acknowledged, and no more.
+Dramatiq's and taskiq's queues are classic and durable, as these make them; Celery's and ours are quorum queues. The
+peers live in `.venv-bench` (`scripts/setup bench`).
 """
 
 from __future__ import annotations
@@ -70,6 +73,9 @@ class Figures:
     """Of one round."""
 
     per_cpu_s: float
+    """Of producer and worker."""
+    per_cpu_s_of_all: float
+    """And of the servers."""
     per_s: float
     submit_p99_ms: float
 
@@ -77,10 +83,12 @@ class Figures:
 class Arena:
     """The servers, and one folder for the run."""
 
-    def __init__(self, folder: Path, database: str, broker: str) -> None:
+    def __init__(self, folder: Path, database: str, broker: str, broker_pid: int) -> None:
         self._folder = folder
         self._database = database
         self._broker = broker
+        self._server_pids = [int((folder / "postgres" / "postmaster.pid").read_text().split()[0])]
+        self._server_pids += [broker_pid] if broker_pid else []
         self._runs = 0
 
     def round(self, contestant: Contestant, count: int) -> Figures:
@@ -101,6 +109,7 @@ class Arena:
         }
         python = sys.executable if contestant.program == "ours" else str(PEERS / "python")
         base = [python, "-m", "bench.task_programs", contestant.program]
+        servers_before_s = self._servers_cpu_s()
         before = os.times()
         said = subprocess.run(
             [*base, "submit", str(count)], env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -111,8 +120,10 @@ class Arena:
         submit_cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
         work = [str(PEERS / contestant.work[0]), *contestant.work[1:]] if contestant.work else [*base, "work", "0"]
         work_cpu_s, took_s = self._work(work, environ, name, done, count)
+        servers_cpu_s = self._servers_cpu_s() - servers_before_s
         return Figures(
             per_cpu_s=count / (submit_cpu_s + work_cpu_s),
+            per_cpu_s_of_all=count / (submit_cpu_s + work_cpu_s + servers_cpu_s),
             per_s=count / took_s,
             submit_p99_ms=float(said.stdout.split()[1]) * 1000,
         )
@@ -136,6 +147,9 @@ class Arena:
             os.killpg(process.pid, 9)
             process.wait()
 
+    def _servers_cpu_s(self) -> float:
+        return sum(one.cpu_s for pid in self._server_pids for one in processes_of("servers", pid))
+
     async def _fresh_database(self, name: str) -> str:
         connection = await asyncpg.connect(self._database)
         await connection.execute(f'CREATE DATABASE "{name}"')
@@ -157,13 +171,14 @@ def main() -> None:
         server = EmbeddedPostgres()
         database = asyncio.run(server.start(folder))
         stack.callback(lambda: asyncio.run(server.stop()))
-        broker = ""
+        broker, broker_pid = "", 0
         if any(one.on_rabbitmq for one in chosen):
-            url = stack.enter_context(rabbits(1)).settings().url
+            nodes = stack.enter_context(rabbits(1))
+            url, broker_pid = nodes.settings().url, nodes.nodes[0].pid
             assert url is not None
             broker = url.reveal()
             assert urlsplit(broker).scheme == "amqp"
-        arena = Arena(folder, database, broker)
+        arena = Arena(folder, database, broker, broker_pid)
         for _ in range(arguments.rounds):
             for one in chosen:
                 figures[one.name].append(arena.round(one, arguments.count))
@@ -172,6 +187,7 @@ def main() -> None:
         for name, rounds in figures.items()
         for what, field, unit in (
             ("tasks per CPU second", "per_cpu_s", ""),
+            ("tasks per CPU second, servers included", "per_cpu_s_of_all", ""),
             ("tasks per second, worker's start included", "per_s", ""),
             ("submit p99 as fast as it goes", "submit_p99_ms", "ms"),
         )

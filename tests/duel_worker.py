@@ -7,7 +7,7 @@ import random
 import sys
 from datetime import UTC, datetime
 
-from tests.task_worker import NoModels
+from tests.no_models import NoModels
 
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -66,8 +66,8 @@ async def main(url: str, name: str) -> None:
             store=PostgresTaskStore(database, max_length=1000),
             models=NoModels(),
             messages=PostgresMessageStore(database),
-            agents={agent.name: agent},
             results=Results(MemoryObjects(), max_inline_bytes=2**18),
+            agents={agent.name: agent},
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )

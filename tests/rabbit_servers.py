@@ -122,6 +122,11 @@ class RabbitNode:
         return self._process is not None
 
     @property
+    def pid(self) -> int:
+        """Of the first of its processes; 0 where it does not run."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
     def address(self) -> str:
         """Host and port."""
         return f"127.0.0.1:{self.port}"

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import asyncpg
-from tests.task_worker import NoModels
+from tests.no_models import NoModels
 
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -121,8 +121,8 @@ async def _work(url: str, name: str) -> None:
             store=PostgresTaskStore(database, max_length=100_000),
             models=NoModels(),
             messages=PostgresMessageStore(database),
-            agents={agent.name: agent},
             results=Results(MemoryObjects(), max_inline_bytes=2**18),
+            agents={agent.name: agent},
             default_model="m",
             wall=lambda: datetime.now(UTC),
         )

@@ -24,7 +24,16 @@ from sutazai.core.task import (
     after,
     task_id,
 )
-from sutazai.policy.tasks import FINAL, LONGEST_PAUSE_S, on_delivery, on_failure, on_leaving
+from sutazai.policy.tasks import (
+    COUNT_HOLDS_RATIO,
+    COUNT_HOLDS_S,
+    FINAL,
+    LONGEST_PAUSE_S,
+    holds_count,
+    on_delivery,
+    on_failure,
+    on_leaving,
+)
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ID = task_id(NOW.timestamp(), 1)
@@ -151,3 +160,27 @@ def test_a_worker_that_leaves_costs_no_attempt() -> None:
 
     assert event == HandedBack(1, NOW, 3)
     assert after(PROCESSING, event, id=ID, at=NOW).attempts == 0
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.floats(0, 10), st.integers(1, 1000))
+def test_a_queue_is_counted_again_after_a_while_and_whenever_it_may_be_nearly_full(
+    counted: int, added: int, age_s: float, limit: int
+) -> None:
+    is_old, is_nearly_full = age_s >= COUNT_HOLDS_S, counted + added >= COUNT_HOLDS_RATIO * limit
+
+    assert holds_count(counted, added, age_s, limit) is not (is_old or is_nearly_full)
+
+
+@given(st.integers(1, 200), st.lists(st.integers(1, 30), min_size=1, max_size=100))
+def test_one_who_submits_alone_passes_a_queue_s_length_by_no_more_than_one_batch(
+    limit: int, batches: list[int]
+) -> None:
+    """The time between stands still, so that a count is made only where the rule wants one."""
+    depth = counted = added = 0
+    for batch in batches:
+        if not holds_count(counted, added, 0.0, limit):
+            counted, added = depth, 0
+        if counted < limit:
+            depth, added = depth + batch, added + batch
+
+    assert depth < limit + max(batches)

@@ -23,7 +23,8 @@ async def begin_partitions(
 ) -> None:
     """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
     for database in stores.databases:
-        begin((await partitions(settings, database, data_dir, wall=stores.wall)).run, "tend partitions")
+        tended = await partitions(settings, database, data_dir, wall=stores.wall)
+        begin(tended.run, "tend partitions")
 
 
 async def partitions(

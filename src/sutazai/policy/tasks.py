@@ -28,6 +28,24 @@ FINAL = frozenset({FailureReason.UNREADABLE, FailureReason.UNKNOWN_AGENT, Failur
 LONGEST_NAME = 512
 
 
+COUNT_HOLDS_S = 1.0
+COUNT_HOLDS_RATIO = 0.9
+
+
+def holds_count(counted: int, added: int, age_s: float, limit: int) -> bool:
+    """
+    Whether a queue that was counted has room without another count, which reads every message that waits.
+
+    A count holds for a second, and not in the last tenth of the queue's length. So the length can be passed by what
+    others add within that second beyond a tenth of it, and else by no more than writes at the same moment always can.
+
+    Args:
+        added: by us since then; whatever was taken meanwhile is not known.
+        limit: the length that the queue may have.
+    """
+    return age_s < COUNT_HOLDS_S and counted + added < COUNT_HOLDS_RATIO * limit
+
+
 def check_draft(draft: TaskDraft) -> None:
     """Raises `BadRequest` for what no store could keep."""
     names = {

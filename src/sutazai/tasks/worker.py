@@ -91,9 +91,9 @@ class Worker:
         self._ended: deque[Ended] = deque()
         self._has_ended = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._readings: list[Reading] = []
         self._telling = asyncio.Lock()
         """Held while progress is written: an end that overtook it would have it refused."""
-        self._readings: list[Reading] = []
         self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
         self.ends: Counter[str] = Counter()
         """Attempts that ended, by the kind of event."""

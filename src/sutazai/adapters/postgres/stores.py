@@ -76,7 +76,7 @@ class Stores:
     databases: Sequence[Database] = ()
     """Where tenants' data is kept, for its upkeep; none in memory."""
     clock: DatabaseClock | None = None
-    """Of the database that `database.url` names; None in memory."""
+    """The time of the first database; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
     broadcasts: Sequence[BroadcastStore] = ()
@@ -147,13 +147,13 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_after_s: float) -> Stores:
     return Stores(
         databases=[database],
-        clock=clock,
         marks=database,
         keys=PostgresKeyStore(database),
         usage=PostgresUsageStore(database),
         tenants=PostgresTenantStore(database),
         audit=PostgresAuditLog(database),
         sessions=PostgresSessionStore(database),
+        clock=clock,
         tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
         queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
         messages=PostgresMessageStore(database),
@@ -170,13 +170,13 @@ def _sharded_stores(
 ) -> Stores:
     return Stores(
         databases=list(shards.databases.values()),
-        clock=clock,
         marks=ShardedMarks(shards),
         keys=PostgresKeyStore(directory),
         usage=PostgresUsageStore(directory),
         tenants=HomedTenantStore(PostgresTenantStore(directory), shards),
         audit=PostgresAuditLog(directory),
         sessions=ShardedSessionStore(shards),
+        clock=clock,
         tasks=ShardedTaskStore(shards, max_length=max_length, wall=clock),
         queue=ShardedQueue(shards, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
         messages=ShardedMessageStore(shards),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -37,7 +39,7 @@ from sutazai.core.task import (
 )
 from sutazai.core.task_ids import TaskIds
 from sutazai.policy.sharding import slot_of
-from sutazai.policy.tasks import check_draft, may_wait, on_delivery
+from sutazai.policy.tasks import check_draft, holds_count, may_wait, on_delivery
 from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
 
@@ -50,6 +52,16 @@ TRIES = 5
 RETRY_AFTER_S = 5.0
 
 
+@dataclass(slots=True, eq=False)
+class _Seen:
+    """A queue as it was counted, up to its length."""
+
+    depth: int
+    at: float
+    added: int = 0
+    """By this store since then, and perhaps not committed."""
+
+
 class PostgresTaskStore:
     """The `TaskStore` of production."""
 
@@ -59,11 +71,15 @@ class PostgresTaskStore:
         *,
         max_length: int,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._sql = database.sql
         self._max_length = max_length
         self._wall = wall
+        self._clock = clock
+        self._seen: dict[tuple[Database, str], _Seen] = {}
+        """How full each queue was, in each database."""
         self._tail = EventTail(database)
         self._ids = TaskIds(secrets.randbits)
 
@@ -106,13 +122,19 @@ class PostgresTaskStore:
         return task
 
     async def _check_room(self, connection: Connection, drafts: Sequence[TaskDraft]) -> None:
-        for queue in {draft.queue for draft in drafts}:
-            depth = await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
-            if depth >= self._max_length:
+        for queue, added in Counter(draft.queue for draft in drafts).items():
+            known = (self._database.whole, queue)
+            seen = self._seen.get(known)
+            now = self._clock()
+            if seen is None or not holds_count(seen.depth, seen.added, now - seen.at, self._max_length):
+                depth = await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
+                seen = self._seen[known] = _Seen(depth, now)
+            if seen.depth >= self._max_length:
                 raise Overloaded(
-                    f"The queue {queue!r} held {depth:,} tasks, all that it may. Nothing was kept; send it later.",
+                    f"The queue {queue!r} held {seen.depth:,} tasks, all that it may. Nothing was kept; send it later.",
                     retry_after_s=RETRY_AFTER_S,
                 )
+            seen.added += added
 
     async def _known(
         self, connection: Connection, drafts: Sequence[TaskDraft], now: datetime
