@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -38,8 +40,14 @@ from sutazai.testing.objects import MemoryObjects
 POOL = 6
 """Processes that are alive at a time."""
 SLOTS = 4
-LIVES_S = 0.6
-"""Mean life of a process, from its fork on; it takes about a sixth of that to begin its first attempt."""
+LIVES_S = 0.5
+"""Mean life of a process, from its fork on or from when it begins to work."""
+EARLY = 0.2
+"""Part of the processes that die by the time since their fork, and so mostly before they work."""
+LOOK_S = 0.02
+"""Between two looks who is to die."""
+LOOKS = 10
+"""Between two looks whether there are tasks enough."""
 LONGEST_TASK_S = 0.2
 WAITING = 60
 """Tasks that there are always for the workers."""
@@ -107,13 +115,13 @@ def effect_of(database: Database) -> Agent:
     )
 
 
-def work(url: str, name: str) -> None:
+def work(url: str, name: str, works: Connection) -> None:
     """What a process does until it is killed."""
     configure(form="json", level="critical")
-    asyncio.run(_work(url, name))
+    asyncio.run(_work(url, name, works))
 
 
-async def _work(url: str, name: str) -> None:
+async def _work(url: str, name: str, works: Connection) -> None:
     async with open_database(Secret(url), timeout_s=10, rules=PoolRules(size=2, overflow=2)) as database:
         agent = effect_of(database)
         queue = PostgresQueue(database)
@@ -131,6 +139,19 @@ async def _work(url: str, name: str) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(queue.run())
             group.create_task(worker.run())
+            works.send_bytes(b"works")
+
+
+@dataclass(slots=True)
+class Living:
+    """A process, and when it is to die."""
+
+    name: str
+    process: BaseProcess
+    works: Connection
+    """Has something to read once it works."""
+    dies_at: float | None
+    """Monotonic; None where that is settled when it works."""
 
 
 class Pool:
@@ -141,7 +162,7 @@ class Pool:
         self._dice = dice
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", __name__])
-        self._living: list[tuple[float, str, BaseProcess]] = []
+        self._living: list[Living] = []
         self._started = 0
         self.deaths: dict[str, float] = {}
         """Unix time at which each worker that was killed died, by its name."""
@@ -151,36 +172,40 @@ class Pool:
         while len(self._living) < POOL:
             self._started += 1
             name = f"worker-{self._started}"
-            process = self._context.Process(target=work, args=(self._url, name), name=name, daemon=True)
+            ours, theirs = self._context.Pipe(duplex=False)
+            process = self._context.Process(target=work, args=(self._url, name, theirs), name=name, daemon=True)
             process.start()
-            self._living.append((time.monotonic() + self._dice.expovariate(1 / LIVES_S), name, process))
-
-    @property
-    def next_death(self) -> float:
-        """Monotonic."""
-        return min(at for at, _, _ in self._living)
+            theirs.close()
+            dies_at = self._death() if self._dice.random() < EARLY else None
+            self._living.append(Living(name, process, ours, dies_at))
 
     def kill_due(self) -> None:
         """Kill those whose time has come."""
-        now = time.monotonic()
-        for one in [one for one in self._living if one[0] <= now]:
-            self._living.remove(one)
-            self._kill(one[1], one[2])
+        for one in list(self._living):
+            if one.dies_at is None and one.works.poll():
+                one.dies_at = self._death()
+            if one.dies_at is not None and one.dies_at <= time.monotonic():
+                self._living.remove(one)
+                self._kill(one)
+
+    def _death(self) -> float:
+        return time.monotonic() + self._dice.expovariate(1 / LIVES_S)
 
     def end(self) -> None:
         """Kill all; these are not counted."""
-        for _, name, process in self._living:
-            self._kill(name, process)
-            self.deaths.pop(name, None)
+        for one in self._living:
+            self._kill(one)
+            self.deaths.pop(one.name, None)
         self._living.clear()
 
-    def _kill(self, name: str, process: BaseProcess) -> None:
-        was_alive = process.is_alive()
-        process.kill()
-        process.join(10)
-        if was_alive and process.exitcode == -9:
-            self.deaths[name] = time.time()
-        process.close()
+    def _kill(self, one: Living) -> None:
+        was_alive = one.process.is_alive()
+        one.process.kill()
+        one.process.join(10)
+        if was_alive and one.process.exitcode == -signal.SIGKILL:
+            self.deaths[one.name] = time.time()
+        one.process.close()
+        one.works.close()
 
 
 async def kill_workers(url: str, *, kills: int, within_s: float, seed: int = 7) -> Toll:
@@ -205,9 +230,10 @@ async def kill_workers(url: str, *, kills: int, within_s: float, seed: int = 7) 
                 unstarted = await store.waiting("acme", at_most=WAITING)
                 drafts = [_draft(dice) for _ in range(WAITING - unstarted)]
                 submitted += [task.id for task in await store.submit(drafts)]
-                pool.fill()
-                await asyncio.sleep(max(0.0, min(pool.next_death - time.monotonic(), 0.2)))
-                await asyncio.to_thread(pool.kill_due)
+                for _ in range(LOOKS):
+                    pool.fill()
+                    await asyncio.sleep(LOOK_S)
+                    await asyncio.to_thread(pool.kill_due)
             deaths = dict(pool.deaths)
             pool.fill()
             await _ended(connection, len(submitted))
