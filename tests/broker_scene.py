@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from tests.no_models import NoModels
 from tests.postgres_databases import fresh_stores
 from tests.rabbit_servers import eventually
 
@@ -28,19 +28,6 @@ from sutazai.tasks.relay import Relay
 from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.testing.objects import MemoryObjects
-
-
-class NoModels:
-    """These agents ask nobody."""
-
-    async def chat(self, body: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    async def usual(self) -> str:
-        raise NotImplementedError
-
-    async def ask(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +91,7 @@ def worker_of(stores: Stores, broker: RabbitQueue, *, slots: int = 4, held: int 
         wall=_now,
     )
     rules = WorkerRules(
-        name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=5.0
+        name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=60.0
     )
     return Worker(broker, around, rules, mine=frozenset(known), random=random.random)
 

@@ -155,7 +155,8 @@ class Host:
             "shared_buffers": "16MB",
             "max_connections": 150,
             "wal_log_hints": "on",
-            "wal_keep_size": "128MB",
+            "wal_keep_size": "64MB",
+            "min_wal_size": "16MB",
             "wal_receiver_timeout": "5s",
             "wal_sender_timeout": "5s",
         }
@@ -176,7 +177,7 @@ class Host:
             "etcd3": {"hosts": [host.at("etcd") for host in hosts]},
             "bootstrap": {
                 "dcs": dcs,
-                "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, "data-checksums"],
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, {"wal-segsize": "4"}, "data-checksums"],
                 "pg_hba": [f"host replication all {everybody} trust", f"host all all {everybody} trust"],
             },
             "postgresql": {

@@ -12,9 +12,9 @@ import sys
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import asyncpg
+from tests.no_models import NoModels
 
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
@@ -31,19 +31,6 @@ from sutazai.telemetry.logs import configure
 from sutazai.testing.objects import MemoryObjects
 
 SLOTS = 16
-
-
-class NoModels:
-    """These agents ask nobody."""
-
-    async def chat(self, body: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    async def ask(self, endpoint: str, body: Any, **_: Any) -> Any:
-        raise NotImplementedError
-
-    async def usual(self) -> str:
-        raise NotImplementedError
 
 
 def agents(url: str) -> dict[str, Agent]:

@@ -24,7 +24,7 @@ from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.core.errors import QueueUnavailable
 from sutazai.core.task import Completed, TaskDraft
-from sutazai.ports.broadcasts import LEFT_OUT, BroadcastStore, EventLine, Line, MessageLine, Source, Unseen
+from sutazai.ports.broadcasts import LEFT_OUT, BroadcastStore, EventNotice, MessageNotice, Notice, Source, Unseen
 from sutazai.ports.tasks import Change, Start
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
@@ -64,10 +64,10 @@ class Told:
             raise QueueUnavailable("The stream is away.")
         self.messages += messages
 
-    def news(self) -> list[Line]:
+    def news(self) -> list[Notice]:
         """What a reader sees of it."""
         unseen = Unseen()
-        return [line for message in self.messages for line in unseen.lines_of(message)]
+        return [notice for message in self.messages for notice in unseen.notices_of(message)]
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ async def kept(stores: Stores) -> list[tuple[str, int]]:
     return [(event.task, event.version) for event in found]
 
 
-def named(lines: Sequence[Line]) -> list[tuple[str, int]]:
-    return [(line.task, line.version) for line in lines if isinstance(line, EventLine)]
+def named(notices: Sequence[Notice]) -> list[tuple[str, int]]:
+    return [(notice.task, notice.version) for notice in notices if isinstance(notice, EventNotice)]
 
 
 async def test_events_and_messages_reach_the_stream_once_and_in_their_order(stores: Stores, settings: Rabbitmq) -> None:
@@ -113,22 +113,22 @@ async def test_events_and_messages_reach_the_stream_once_and_in_their_order(stor
     for number in range(100):
         await stores.messages.send(f"tenant{number % 2}", "board", sender=tasks[0], body=f'"word {number}"')
 
-    unseen, seen = Unseen(), list[Line]()
+    unseen, seen = Unseen(), list[Notice]()
     async with open_rabbitmq(settings) as queue:
         append = queue.events.append
         async with carrying(*(broadcast(stores, append, source) for source in Source)), queue.events.read() as reader:
             while len(seen) < 402:
                 for entry in await reader.take(100):
-                    seen += unseen.lines_of(entry.body)
+                    seen += unseen.notices_of(entry.body)
 
     assert named(seen) == await kept(stores)
-    last = [line for line in seen if isinstance(line, EventLine)][-1]
+    last = [notice for notice in seen if isinstance(notice, EventNotice)][-1]
     assert (last.kind, last.tenant) == ("task.completed", "acme")
     assert msgspec.json.decode(last.data, type=Completed) == Completed(1, '{"answer": 42}', tokens=3)
-    messages = [line for line in seen if isinstance(line, MessageLine)]
-    assert [line.body for line in messages] == [msgspec.Raw(b'"word %d"' % number) for number in range(100)]
-    assert [line.tenant for line in messages[:2]] == ["tenant0", "tenant1"]
-    assert {(line.to, line.sender) for line in messages} == {("board", tasks[0])}
+    messages = [notice for notice in seen if isinstance(notice, MessageNotice)]
+    assert [notice.body for notice in messages] == [msgspec.Raw(b'"word %d"' % number) for number in range(100)]
+    assert [notice.tenant for notice in messages[:2]] == ["tenant0", "tenant1"]
+    assert {(notice.to, notice.sender) for notice in messages} == {("board", tasks[0])}
 
 
 @pytest.mark.deadline(90)
@@ -153,7 +153,7 @@ async def test_carriers_that_are_killed_between_telling_and_writing_it_down_lose
                 deaths += 1
 
         keeping = [asyncio.create_task(keep_one()) for _ in range(2)]
-        unseen, seen, messages = Unseen(), list[Line](), 0
+        unseen, seen, messages = Unseen(), list[Notice](), 0
         try:
             async with open_rabbitmq(settings) as queue, queue.events.read() as reader:
                 for number in range(12):
@@ -162,7 +162,7 @@ async def test_carriers_that_are_killed_between_telling_and_writing_it_down_lose
                 while len(seen) < 1212:
                     for entry in await reader.take(100):
                         messages += 1
-                        seen += unseen.lines_of(entry.body)
+                        seen += unseen.notices_of(entry.body)
         finally:
             for each in keeping:
                 each.cancel()
@@ -170,7 +170,7 @@ async def test_carriers_that_are_killed_between_telling_and_writing_it_down_lose
 
         assert named(seen) == await kept(stores)
     assert deaths > 0
-    assert [line.body for line in seen if isinstance(line, MessageLine)] == [
+    assert [notice.body for notice in seen if isinstance(notice, MessageNotice)] == [
         msgspec.Raw(b"%d" % number) for number in range(12)
     ]
 
@@ -190,7 +190,7 @@ async def test_a_broker_that_is_away_is_told_later(rabbit_node: Rabbits, setting
             async with carrying(one), there.events.read() as reader:
                 await submitted(stores, 10)
                 unseen = Unseen()
-                seen = [line for entry in await reader.take(10) for line in unseen.lines_of(entry.body)]
+                seen = [notice for entry in await reader.take(10) for notice in unseen.notices_of(entry.body)]
                 wall.cut()
                 await submitted(stores, 20)
 
@@ -201,7 +201,7 @@ async def test_a_broker_that_is_away_is_told_later(rabbit_node: Rabbits, setting
                 wall.heal()
                 while len(seen) < 30:
                     for entry in await reader.take(10):
-                        seen += unseen.lines_of(entry.body)
+                        seen += unseen.notices_of(entry.body)
 
                 async def is_done() -> bool:
                     return one.behind == 0 and one.behind_s == 0.0
@@ -229,7 +229,7 @@ class Stalled:
 
     def __init__(self, store: BroadcastStore, told: Told) -> None:
         self.shard = store.shard
-        self.lines, self.turn, self.take, self.leave = store.lines, store.turn, store.take, store.leave
+        self.notices, self.turn, self.take, self.leave = store.notices, store.turn, store.take, store.leave
         self._store = store
         self._told = told
         self.has_begun = asyncio.Event()
@@ -248,7 +248,7 @@ class Stalled:
 async def test_a_carrier_that_stood_still_is_overtaken_and_its_doubles_are_passed_over(
     stores: Stores, told: Told
 ) -> None:
-    """It wakes with lines in hand that the next one has told meanwhile, and later ones, too."""
+    """It wakes with notices in hand that the next one has told meanwhile, and later ones, too."""
     stalled = Stalled(stores.broadcasts[0], told)
     await submitted(stores, 5)
     async with carrying(broadcast(stores, stalled.append, store=stalled)):
@@ -282,9 +282,9 @@ async def test_what_is_too_large_for_the_stream_is_named_without_its_data(stores
     async with carrying(*(broadcast(stores, told.append, source) for source in Source)):
         await eventually(lambda: is_told(told, 4))
 
-    events = [line for line in told.news() if isinstance(line, EventLine)]
-    (message,) = [line for line in told.news() if isinstance(line, MessageLine)]
-    assert [line.data == LEFT_OUT for line in events] == [False, False, True]
+    events = [notice for notice in told.news() if isinstance(notice, EventNotice)]
+    (message,) = [notice for notice in told.news() if isinstance(notice, MessageNotice)]
+    assert [notice.data == LEFT_OUT for notice in events] == [False, False, True]
     assert len(bytes(message.body)) == 1_000_002
 
 
@@ -298,7 +298,7 @@ async def test_a_transaction_that_commits_late_is_told_in_its_place(stores: Stor
             assert told.messages == []
         await eventually(lambda: is_told(told, 2))
 
-    assert [line.to for line in told.news() if isinstance(line, MessageLine)] == ["slow", "quick"]
+    assert [notice.to for notice in told.news() if isinstance(notice, MessageNotice)] == ["slow", "quick"]
 
 
 async def test_what_was_there_before_the_tables_knew_of_streams_is_not_told(data_dir: Path) -> None:
@@ -314,5 +314,5 @@ async def test_what_was_there_before_the_tables_knew_of_streams_is_not_told(data
         assert (await PostgresBroadcastStore(database).turn(Source.EVENTS)).position == newest
 
 
-async def is_told(told: Told, lines: int) -> bool:
-    return len(told.news()) >= lines
+async def is_told(told: Told, notices: int) -> bool:
+    return len(told.news()) >= notices

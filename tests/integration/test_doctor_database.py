@@ -8,8 +8,8 @@ import pytest
 from tests.postgres_servers import PostgresServer, streaming
 
 from sutazai.cli.checks import Level
-from sutazai.cli.checks_pool import database
-from sutazai.settings.model import Database
+from sutazai.cli.checks_pool import database, databases
+from sutazai.settings.model import Database, Settings, Shard
 from sutazai.settings.secret import Secret
 
 
@@ -61,3 +61,12 @@ async def test_a_replica_that_is_away_is_a_warning_and_no_primary_a_failure(pair
     assert without_primary["database"] == (Level.FAIL, "None of its 2 servers is a primary.")
     assert without_primary[primary.host][0] is Level.WARN
     assert without_primary[replica.host][1] == "a replica; how late cannot be told without a primary"
+
+
+async def test_shards_are_told_by_name_and_those_of_other_regions_left_alone(pair: Sequence[PostgresServer]) -> None:
+    primary, replica = pair
+    here = Shard(name="here", url=primary.url, replicas=(replica.url,))
+    far = Shard(name="far", url=Secret("postgresql://127.0.0.1:1/name"), region="elsewhere")
+    found = {one.check: one.level for one in await databases(Settings(shards=(here, far)))}
+
+    assert found == dict.fromkeys(["shard here", f"shard here {primary.host}", f"shard here {replica.host}"], Level.OK)

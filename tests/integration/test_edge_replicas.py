@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.postgres_servers import PostgresServer, paused, streaming
 from tests.redis_servers import eventually
+from tests.shards import divide
 
+from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.database import Database as OpenDatabase
+from sutazai.adapters.postgres.database import open_database
 from sutazai.adapters.postgres.stores import connected
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.task import Completed, Task
 from sutazai.ports.tasks import Change, Start
-from sutazai.settings.model import Database
+from sutazai.settings.model import Database, Shard
+from sutazai.settings.secret import Secret
 from sutazai.testing.plain_agents import plain_agents
 
 if TYPE_CHECKING:
@@ -270,6 +275,43 @@ async def until_end(wire: Wire) -> bytes:
         told += part
     await wire.reader.readexactly(2) if not told else None
     return told
+
+
+# shards
+
+
+async def test_tenants_of_shards_read_from_replicas_too(well: Pair, gateways: StartGateway, dial: Dial) -> None:
+    primary, replica = well
+    await primary.ask("CREATE DATABASE even")
+    await primary.ask("CREATE DATABASE odd")
+    urls = [
+        [Secret(server.url.reveal().replace("/postgres", f"/{name}")) for server in well] for name in ("even", "odd")
+    ]
+    async with AsyncExitStack() as stack:
+        databases: dict[str, OpenDatabase] = {}
+        for name, (at_primary, _) in zip(("even", "odd"), urls, strict=True):
+            opened_here = await stack.enter_async_context(open_database(at_primary, timeout_s=30.0))
+            await migrate.migrate(opened_here, migrate.read())
+            databases[name] = opened_here
+        await divide(databases)
+    (even, even_too), (odd, odd_too) = urls
+    gateway = await gateways(
+        agents=plain_agents(),
+        database=Database(url=even, replicas=(even_too,), timeout_s=LIMIT_S),
+        shards=(Shard(name="even"), Shard(name="odd", url=odd, replicas=(odd_too,))),
+    )
+    wire = await dial(gateway.port)
+    await eventually(lambda: reads_from(wire, replica))
+    async with paused(replica):
+        for _ in range(5):
+            task = (await submitted(wire)).json["id"]
+            assert (await listed(wire, "/v1/tasks"))[0] == task
+    await eventually(lambda: reads_from(wire, replica))
+    assert (await listed(wire, "/v1/tasks"))[0] == task
+
+    samples = [line.rpartition(" ")[0] for line in (await got(wire, "/metrics")).body.decode().splitlines()]
+    told = [sample for sample in samples if sample.startswith("sutazai_database_")]
+    assert len(told) == len(set(told))
 
 
 # who is away

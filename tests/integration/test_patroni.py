@@ -24,7 +24,7 @@ from sutazai.settings.model import Database
 T = TypeVar("T")
 
 LIMIT_S = 5.0
-SLACK_S = 1.5
+SLACK_S = 2.5
 """What a loaded machine may take beyond a time limit to say that it was over."""
 CLIENTS = 4
 ENOUGH = 20

@@ -16,7 +16,7 @@ from tests.redis_servers import until
 
 WRITER = Path(__file__).parents[1] / "row_writer.py"
 LIMIT_S = 5.0
-SLACK_S = 1.5
+SLACK_S = 2.5
 FIRST = {"everybody": 0, "cut off": 1_000_000}
 ENOUGH = 20
 

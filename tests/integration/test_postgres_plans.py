@@ -74,7 +74,15 @@ ANALYZE
 """
 
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
-WITHOUT_TABLES = {"lock_message_name", "newest_position", "newest_message", "tell_tasks", "tell_queues", "writers"}
+WITHOUT_TABLES = {
+    "lock_message_name",
+    "newest_position",
+    "newest_message",
+    "tell_tasks",
+    "tell_queues",
+    "writers",
+    "time_now",
+}
 """These read none, or those of PostgreSQL alone."""
 SMALL = {"all_beats"}
 """These read a table as a whole that has a row for each worker."""

@@ -134,6 +134,20 @@ async def test_a_hundred_writes_are_each_read_by_who_wrote_them(well: Servers) -
             assert await seen(database, number, await made(database, number))
 
 
+async def test_a_reader_of_a_replica_sees_one_moment(well: Servers) -> None:
+    _, first, second = well
+    async with opened(well) as database:
+        mark = await made(database, 7)
+        await eventually(lambda: reads_after(database, mark, first.port, second.port))
+        async with database.reading(mark) as connection:
+            assert await connection.fetchval(WHO) in {first.port, second.port}
+            later = await made(database, 8)
+            await eventually(lambda: reads_after(database, later, first.port, second.port))
+
+            assert await connection.fetchval("SELECT count(*) FROM notes WHERE number = 8") == 0
+        assert await seen(database, 8, later)
+
+
 async def test_a_late_replica_is_not_asked(well: Servers) -> None:
     _, first, second = well
     async with opened(well) as database:
@@ -241,6 +255,35 @@ async def test_writers_find_the_replica_that_was_promoted(trio: Servers) -> None
         assert await writer(database) == first.port
         assert time.monotonic() - began < 5.0
         assert await seen(database, 1, await made(database, 2))
+
+
+async def test_a_replica_with_what_the_new_primary_never_had_is_not_read(trio: Servers) -> None:
+    """It is ahead of the new primary, in a log that was given up."""
+    primary, first, second = trio
+    async with open_database(primary.url, timeout_s=LIMIT_S) as alone:
+        async with alone.transaction() as connection:
+            await connection.execute("CREATE TABLE notes (number integer)")
+        await eventually(lambda: has_notes(first))
+        first.stall()
+        async with alone.transaction() as connection:
+            await connection.execute("INSERT INTO notes SELECT 0 FROM generate_series(1, 200000)")
+        await eventually(lambda: has_notes(second, 200_000))
+    primary.kill()
+    first.resume()
+    await first.promote()
+
+    async with opened((first, second)) as database:
+        mark = await made(database, 1)
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * LAG_S:
+            assert await seen(database, 1, mark)
+            assert await reader(database) == first.port
+
+
+async def has_notes(server: PostgresServer, count: int = 0) -> bool:
+    """Whether the table is there, with so many rows."""
+    there: bool = await server.ask("SELECT to_regclass('notes') IS NOT NULL")
+    return there and bool(await server.ask("SELECT count(*) FROM notes") == count)
 
 
 async def test_a_primary_that_comes_back_from_before_is_not_written_to(trio: Servers) -> None:

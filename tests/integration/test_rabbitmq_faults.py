@@ -15,7 +15,7 @@ from tests.rabbit_servers import RabbitNode, Rabbits, eventually
 from sutazai.adapters.rabbitmq.topology import full_name
 from sutazai.core.task import Task, TaskStatus
 from sutazai.ports.agent import TASK_PROCESSING
-from sutazai.ports.broadcasts import EventLine, Unseen
+from sutazai.ports.broadcasts import EventNotice, Unseen
 from sutazai.settings.model import Rabbitmq
 
 pytestmark = [pytest.mark.xdist_group("rabbitmq_cluster"), pytest.mark.alone, pytest.mark.deadline(90)]
@@ -54,8 +54,8 @@ async def told_on_stream(made: Scene) -> list[tuple[str, int]]:
     async with made.broker.events.read() as reader:
         while len(seen) < wanted:
             for entry in await reader.take(100):
-                lines = unseen.lines_of(entry.body)
-                seen += [(line.task, line.version) for line in lines if isinstance(line, EventLine)]
+                notices = unseen.notices_of(entry.body)
+                seen += [(notice.task, notice.version) for notice in notices if isinstance(notice, EventNotice)]
     return seen
 
 

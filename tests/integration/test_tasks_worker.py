@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,11 +16,12 @@ from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.errors import StoreUnavailable
-from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus
+from sutazai.core.task import FailureReason, Progressed, Task, TaskDraft, TaskStatus
 from sutazai.ports.agent import EMBEDDING, TASK_PROCESSING, Agent, AgentContext, Answer, Said
+from sutazai.ports.tasks import Change, TaskStore
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.results import Results
-from sutazai.tasks.worker import Worker, WorkerRules
+from sutazai.tasks.worker import PROGRESS_S, Worker, WorkerRules
 from sutazai.testing.objects import MemoryObjects
 
 TENANT = "acme"
@@ -370,3 +372,46 @@ async def test_a_task_that_waits_for_a_place_of_its_agent_can_be_cancelled(store
     assert len(ran) == 1
     assert cancelled.status is TaskStatus.CANCELLED
     assert third.result == "3"
+
+
+async def test_an_agent_that_is_cancelled_from_within_fails_and_leaves_its_place(stores: Stores) -> None:
+    async def waits_for_what_is_cancelled(context: AgentContext, _: Any) -> None:
+        inner = asyncio.create_task(asyncio.Event().wait())
+        inner.cancel()
+        await inner
+
+    async with working(
+        stores, made("odd", waits_for_what_is_cancelled), made("echo", echo), slots={TASK_PROCESSING: 1}
+    ):
+        odd = await ended(stores, await submitted(stores, "odd", max_attempts=1))
+        following = await ended(stores, await submitted(stores, "echo", input="3"))
+
+    assert (odd.status, odd.reason) == (TaskStatus.FAILED, FailureReason.ERROR)
+    assert following.status is TaskStatus.COMPLETED
+
+
+class SlowToTell:
+    """A store in which progress takes a while to be written."""
+
+    def __init__(self, store: TaskStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def change(self, changes: Sequence[Change]) -> Sequence[Task | None]:
+        if all(isinstance(change.event, Progressed) for change in changes):
+            await asyncio.sleep(2 * PROGRESS_S)
+        return await self._store.change(changes)
+
+
+async def test_what_an_agent_told_last_is_not_overtaken_by_its_end(stores: Stores) -> None:
+    async def tells(context: AgentContext, _: Any) -> None:
+        await context.progress("nearly done")
+        await asyncio.sleep(1.5 * PROGRESS_S)  # it is being written by now
+
+    slow = replace(stores, tasks=cast("TaskStore", SlowToTell(stores.tasks)))
+    async with working(slow, made("tells", tells)):
+        task = await ended(stores, await submitted(stores, "tells"))
+
+    assert (task.status, task.progress) == (TaskStatus.COMPLETED, '"nearly done"')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,39 @@ def test_a_settings_file_with_mistakes_does_not_matter_when_the_address_is_given
     assert gateway_url("http://a:1", {}, tmp_path) == "http://a:1"
     with pytest.raises(SettingsError):
         gateway_url(None, {}, tmp_path)
+
+
+async def test_the_newest_mark_goes_with_what_is_asked_next() -> None:
+    events = b"id: 1\ndata: {}\n\n: x-sutazai-written 1-b\n\n"
+    heads: list[bytes] = []
+    answers = iter(
+        [
+            b"HTTP/1.1 202 Accepted\r\nx-sutazai-written: 1-a\r\ncontent-length: 2\r\n\r\n{}",
+            b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(events), events),
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+        ]
+    )
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                heads.append(head)
+                writer.write(next(answers))
+        writer.close()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", 0) as server:
+        client = GatewayClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None)
+        try:
+            await client.fetch("POST", "/v1/tasks")
+            async for _ in client.lines("/v1/tasks/x/events", None, idle_s=5.0, method="GET"):
+                pass
+            await client.fetch("GET", "/v1/tasks/x")
+        finally:
+            client.close()
+
+    assert [b"x-sutazai-written: 1-a" in head for head in heads] == [False, True, False]
+    assert b"x-sutazai-written: 1-b" in heads[2]
 
 
 @pytest.mark.parametrize(

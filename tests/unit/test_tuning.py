@@ -60,7 +60,12 @@ class Bench:
 
     async def tune(self, *, budget_s: float = 60.0) -> Outcome:
         subject = Subject(
-            model="m", options={"ignore_eos": True}, most_prompt_tokens=600, opened=self.opened, check=self.check
+            model="m",
+            options={"ignore_eos": True},
+            most_prompt_tokens=600,
+            head_start=1,
+            opened=self.opened,
+            check=self.check,
         )
         return await tune(subject, GRID, START, budget_s=budget_s, clock=lambda: self.now, note=self.samples.append)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from prometheus_client.core import Metric
 
-from sutazai.adapters.postgres.servers import ServersState
+from sutazai.adapters.postgres.servers import ServersState, ServerState
 from sutazai.adapters.rabbitmq.publishing import Outcome
 from sutazai.bootstrap.tasks import BrokerSide, TaskQueue
 from sutazai.core.node import Health
@@ -61,22 +62,25 @@ def _broker(side: BrokerSide) -> Iterator[Metric]:
     behind_s = [((each.source.value, each.shard), each.behind_s) for each in side.broadcasts]
     yield gauge("sutazai_broadcast_behind_seconds", "For how long the oldest of them waits.", behind_s, label)
     carried = [((each.source.value, each.shard), each.carried) for each in side.broadcasts]
-    yield counter("sutazai_broadcast_lines", "Events and messages told on the stream from here.", carried, label)
+    yield counter("sutazai_broadcast_notices", "Events and messages told on the stream from here.", carried, label)
 
 
 def database_gauges(states: Sequence[ServersState]) -> Iterator[Metric]:
-    """What is known of the servers of databases that have several."""
-    named = [((server.name,), server) for state in states for server in state.servers]
+    """What is known of the servers of databases that have several; a server may have several databases."""
+    servers: dict[tuple[str], list[ServerState]] = {}
+    for server in chain.from_iterable(state.servers for state in states):
+        servers.setdefault((server.name,), []).append(server)
     label = ("server",)
-    up = ((name, server.is_primary is not None) for name, server in named)
+    up = ((name, any(one.is_primary is not None for one in same)) for name, same in servers.items())
     yield gauge("sutazai_database_up", "Whether a server of the database answers.", up, label)
-    primary = ((name, server.is_primary is True) for name, server in named)
+    primary = ((name, any(one.is_primary for one in same)) for name, same in servers.items())
     yield gauge("sutazai_database_primary", "Whether it is the server of the database that writes.", primary, label)
-    lag = ((name, server.lag_s) for name, server in named if server.lag_s is not None)
+    late = {name: [one for one in same if one.lag_s is not None] for name, same in servers.items()}
+    lag = ((name, max(one.lag_s or 0.0 for one in same)) for name, same in late.items() if same)
     yield gauge("sutazai_database_lag_seconds", "How late a replica of the database is.", lag, label)
-    behind = ((name, server.behind_bytes) for name, server in named if server.behind_bytes is not None)
+    behind = ((name, max(one.behind_bytes or 0 for one in same)) for name, same in late.items() if same)
     yield gauge("sutazai_database_behind_bytes", "What a replica has not replayed of the log.", behind, label)
-    reads = ((name, server.reads) for name, server in named)
+    reads = ((name, sum(one.reads for one in same)) for name, same in servers.items())
     yield counter(
         "sutazai_database_reads", "Reads of clients, by the server of the database that answered.", reads, label
     )

@@ -40,9 +40,11 @@ def make_task_edge(
         own = None if known is None else known.waiting_tasks
         return settings.tasks.max_waiting_per_tenant if own is None else own
 
-    submission = Submission(stores.tasks, agents, takes_webhooks=bool(secret), max_waiting=max_waiting)
+    submission = Submission(
+        stores.tasks, agents, takes_webhooks=bool(secret), max_waiting=max_waiting, wall=stores.wall
+    )
     watch = Watch(stores.tasks)
-    recurring = Recurring(stores.schedules, submission)
+    recurring = Recurring(stores.schedules, submission, wall=stores.wall)
     loops: list[Loop] = [
         ("submit tasks", submission.run),
         ("watch tasks", watch.run),

@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sutazai.adapters.objects.store import open_objects
@@ -96,7 +95,9 @@ async def begin_queue(
     """The queue that workers read, tended; with a broker the table of PostgreSQL is its outbox."""
     names = sorted({TASK_PROCESSING, LLM_INFERENCE, *(agent.queue for agent in agents.values())})
     begin(stores.queue.run, "tend the queue")
-    begin(lambda: sweep(stores.tasks, _now), "look at deadlines of tasks")
+    if stores.clock is not None:
+        begin(stores.clock.run, "ask the database for its time")
+    begin(lambda: sweep(stores.tasks, stores.wall), "look at deadlines of tasks")
     for database in stores.databases:
         begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
@@ -108,7 +109,9 @@ async def begin_queue(
     dead_letters = DeadLetters(broker, stores.tasks)
     begin(dead_letters.run, "end what the broker gave up")
     broadcasts = [
-        Broadcast(store, source, broker.events.append, wall=_now) for store in stores.broadcasts for source in Source
+        Broadcast(store, source, broker.events.append, wall=stores.wall)
+        for store in stores.broadcasts
+        for source in Source
     ]
     for each in broadcasts:
         begin(each.run, f"carry {each.source} of {each.shard or 'the database'} to the stream")
@@ -139,7 +142,7 @@ def make_worker(
         agents=agents,
         results=Results(objects, max_inline_bytes=settings.tasks.max_inline_bytes),
         default_model=settings.tasks.model,
-        wall=_now,
+        wall=stores.wall,
     )
     rules = WorkerRules(
         name=f"{socket.gethostname()}:{os.getpid()}",
@@ -193,10 +196,6 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _prefetch(settings: Settings) -> PrefetchRules:

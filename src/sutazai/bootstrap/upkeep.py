@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sutazai.adapters.objects.archive import archiving, set_aside
@@ -22,14 +23,17 @@ async def begin_partitions(
 ) -> None:
     """Make parts ahead, now and every hour; with `keep_months` write the old ones to the object store."""
     for database in stores.databases:
-        begin((await partitions(settings, database, data_dir)).run, "tend partitions")
+        tended = await partitions(settings, database, data_dir, wall=stores.wall)
+        begin(tended.run, "tend partitions")
 
 
-async def partitions(settings: Settings, database: Database, data_dir: Path) -> Partitions:
+async def partitions(
+    settings: Settings, database: Database, data_dir: Path, *, wall: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Partitions:
     """Those of the settings. Raises `SettingsError` or `StoreUnavailable` for the object store."""
     period, keep_months = settings.tasks.partition, settings.tasks.keep_months
     if keep_months == 0:
-        return Partitions(database, period=period)
+        return Partitions(database, period=period, wall=wall)
     objects = await asyncio.to_thread(open_objects, settings.objects, data_dir)
     return Partitions(
         database,
@@ -37,4 +41,5 @@ async def partitions(settings: Settings, database: Database, data_dir: Path) -> 
         keep_s=keep_months * MONTH_S,
         archive=functools.partial(archiving, objects),
         set_aside=functools.partial(set_aside, objects),
+        wall=wall,
     )

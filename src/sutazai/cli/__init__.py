@@ -57,7 +57,7 @@ app.command(
 app.command(
     "sutazai.cli.queues:app",
     name="queues",
-    help="Show the queues of tasks, and print them for a broker.\n\nExample: `sutazai queues list`",
+    help="Show the queues of tasks, print them for a broker, and fill them again.\n\nExample: `sutazai queues list`",
 )
 app.command(
     "sutazai.cli.schedules:app",
@@ -103,6 +103,11 @@ app.command(
     "sutazai.cli.db:app",
     name="db",
     help="Bring the tables up to date, and find slow statements.\n\nExample: `sutazai db migrate --dry-run`",
+)
+app.command(
+    "sutazai.cli.shards:app",
+    name="shards",
+    help="Spread tenants' data over databases.\n\nExample: `sutazai shards list`",
 )
 app.command(
     "sutazai.cli.config:app",

@@ -67,17 +67,29 @@ def address(host: str, port: int) -> Finding:
     return Finding("gateway", Level.OK, f"None runs; port {port} of {host} is free.", "`sutazai up` starts one.")
 
 
-async def database(url: Secret, settings: Database) -> Sequence[Finding]:
-    """Whether a named database answers, and each of its servers where it has several."""
+async def databases(settings: Settings) -> Sequence[Finding]:
+    """Whether the databases that are named answer: that of `[database]`, and the shards of this region."""
+    own = settings.database
+    found = [] if own.url is None else list(await database(own.url, own))
+    for shard in settings.shards:
+        if shard.url is not None and shard.region == own.region:
+            there = msgspec.structs.replace(own, replicas=shard.replicas)
+            found += await database(shard.url, there, check=f"shard {shard.name}")
+    return found
+
+
+async def database(url: Secret, settings: Database, *, check: str = "database") -> Sequence[Finding]:
+    """Whether a database answers, and each of its servers where it has several."""
     try:
         async with connected(url, settings) as opened:
             servers = await _settled(opened, settings)
             if servers is not None:
-                return [*_primary(servers), *(_server(server, settings.replica_max_lag_s) for server in servers)]
+                each = [_server(check, server, settings.replica_max_lag_s) for server in servers]
+                return [_primary(check, servers), *each]
             async with opened.transaction():
-                return [Finding("database", Level.OK, "The database of `database.url` answers.")]
+                return [Finding(check, Level.OK, "It answers.")]
     except StoreUnavailable as error:
-        return [Finding("database", Level.FAIL, error.message)]
+        return [Finding(check, Level.FAIL, error.message)]
 
 
 async def _settled(opened: Postgres, settings: Database) -> Sequence[ServerState] | None:
@@ -99,15 +111,15 @@ async def _settled(opened: Postgres, settings: Database) -> Sequence[ServerState
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
-def _primary(servers: Sequence[ServerState]) -> Sequence[Finding]:
+def _primary(check: str, servers: Sequence[ServerState]) -> Finding:
     if any(server.is_primary for server in servers):
-        return [Finding("database", Level.OK, f"{len(servers)} servers, and one of them is the primary")]
+        return Finding(check, Level.OK, f"{len(servers)} servers, and one of them is the primary")
     remedy = "Start it, or promote a replica; until then nothing can be written."
-    return [Finding("database", Level.FAIL, f"None of its {len(servers)} servers is a primary.", remedy)]
+    return Finding(check, Level.FAIL, f"None of its {len(servers)} servers is a primary.", remedy)
 
 
-def _server(server: ServerState, max_lag_s: float) -> Finding:
-    check = f"database {server.name}"
+def _server(database: str, server: ServerState, max_lag_s: float) -> Finding:
+    check = f"{database} {server.name}"
     if server.is_primary is None:
         remedy = "Start it, or take it out of `database.url` and `database.replicas`."
         return Finding(check, Level.WARN, server.fault or "It did not answer.", remedy)
@@ -118,7 +130,10 @@ def _server(server: ServerState, max_lag_s: float) -> Finding:
     told = f"a replica, {server.behind_bytes:,} bytes behind"
     if server.is_fresh:
         return Finding(check, Level.OK, told)
-    remedy = f"It is not read from before it is at most {max_lag_s:g} s late; its log may tell why."
+    remedy = (
+        f"It is not read from before it is at most {max_lag_s:g} s late; its log may tell why. Soon after a failover, "
+        "`GRANT pg_monitor` to our role lets us see whom it follows."
+    )
     return Finding(check, Level.WARN, f"{told}, and late by {server.lag_s:.1f} s or more", remedy)
 
 

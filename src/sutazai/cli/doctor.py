@@ -78,9 +78,7 @@ def examine(url: str | None) -> list[Finding]:
 
 async def _on_the_network(settings: Settings, folder: Path, url: str | None) -> list[Finding]:
     """Each check has a time limit of its own."""
-    found: list[Finding] = []
-    if settings.database.url is not None:
-        found += await checks_pool.database(settings.database.url, settings.database)
+    found = list(await checks_pool.databases(settings))
     if all(finding.level is not Level.FAIL for finding in found):
         found.append(await checks_pool.keys(settings, folder))
     found += await checks_broker.broker(settings.rabbitmq)

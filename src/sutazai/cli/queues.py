@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
+import msgspec
 
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
+from sutazai.adapters.rabbitmq.streams import Entry
 from sutazai.adapters.rabbitmq.topology import KNOWN, STREAM
 from sutazai.adapters.rabbitmq.topology import definitions as as_definitions
 from sutazai.bootstrap.rules import log_form
-from sutazai.cli.printing import print_json, print_table
+from sutazai.cli.printing import complain, fitting, print_json, print_table
 from sutazai.cli.stores import refuse, with_settings
 from sutazai.core.errors import QueueUnavailable
-from sutazai.ports.queue import QueueState
+from sutazai.core.task import Task, TaskStatus
+from sutazai.ports.broadcasts import Unseen
+from sutazai.ports.queue import Message, QueueState
+from sutazai.ports.tasks import TaskFilter
 from sutazai.settings.model import Settings
 from sutazai.telemetry.logs import configure
 
 app = cyclopts.App(
     name="queues",
-    help="""Show the queues of tasks, and print them for a broker.
+    help="""Show the queues of tasks, print them for a broker, and fill them again.
 
 Example: `sutazai queues list`""",
 )
+
+AT_ONCE = 100
+PAGE = 500
 
 
 @app.command(name="list")
@@ -84,6 +94,78 @@ def definitions() -> int:
         return 0
 
     return with_settings(work)
+
+
+@app.command
+def refill() -> int:
+    """
+    Put word of every task that may be started now into its queue again.
+
+    For a broker that was lost, or that another one takes the place of: the tasks are in the database, and only word of
+    them was at the broker. A task whose word is there twice is started once. Example: `sutazai queues refill`
+    """
+
+    async def work(settings: Settings, data_dir: Path) -> int:
+        configure(form=log_form(settings), level="warning")
+        count, before = 0, ""
+        pending = TaskFilter(status=TaskStatus.PENDING)
+        async with open_stores(settings.database, data_dir, shards=settings.shards) as stores:
+            while page := await stores.tasks.page(None, pending, before=before, limit=PAGE):
+                words = [_word(task) for task in page if task.run_at <= datetime.now(UTC)]
+                refused = await stores.queue.put(words)
+                count += len(words) - len(refused)
+                if refused:
+                    return refuse(f"{count} tasks were put into their queues, which are full now. Run it again later.")
+                before = page[-1].id
+        sys.stdout.write(f"{count} {'task was' if count == 1 else 'tasks were'} put into their queues.\n")
+        return 0
+
+    return with_settings(work)
+
+
+def _word(task: Task) -> Message:
+    draft = task.draft
+    return Message(task=task.id, queue=draft.queue, tenant=draft.tenant, agent=draft.agent, priority=draft.priority)
+
+
+@app.command
+def tail(*, everything: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False) -> int:
+    """
+    Print what the stream `agent_coordination` carries as lines of JSON, until Ctrl-C.
+
+    These are events of tasks and messages of agents, of all tenants; doubles are passed over.
+
+    Examples: `sutazai queues tail`, `sutazai queues tail --all | jq -c 'select(.tenant == "acme")'`
+
+    Parameters
+    ----------
+    everything
+        Begin with the oldest that the stream still has, and not with what comes from now on.
+    """
+
+    async def work(settings: Settings, _: Path) -> int:
+        configure(form=log_form(settings), level="warning")
+        if settings.rabbitmq.url is None:
+            return refuse("Without `rabbitmq.url` there is no stream; `sutazai events tail` reads the database.")
+        unseen = Unseen()
+        since = 0 if everything else None
+        async with open_rabbitmq(settings.rabbitmq) as broker, broker.events.read(since) as reader:
+            while True:
+                for entry in await reader.take(AT_ONCE):
+                    sys.stdout.write(fitting(_told(unseen, entry), sys.stdout))
+                sys.stdout.flush()
+
+    with suppress(KeyboardInterrupt):
+        return with_settings(work)
+    return 0
+
+
+def _told(unseen: Unseen, entry: Entry) -> str:
+    try:
+        return "".join(f"{msgspec.json.encode(notice).decode()}\n" for notice in unseen.notices_of(entry.body))
+    except msgspec.DecodeError:
+        complain(f"Entry {entry.offset} of the stream was none of ours.")
+        return ""
 
 
 def _rows(states: Sequence[QueueState]) -> list[list[str]]:

@@ -7,12 +7,18 @@ import os
 import pwd
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sutazai.adapters.objects.store import open_objects
+from sutazai.adapters.postgres import migrate as migrations
 from sutazai.adapters.postgres.database import Database
-from sutazai.adapters.postgres.stores import Stores, open_bare, open_stores
+from sutazai.adapters.postgres.sharded.directory import Directory
+from sutazai.adapters.postgres.sharded.shards import Shards
+from sutazai.adapters.postgres.stores import Stores, open_bare, open_shards, open_stores
 from sutazai.core.errors import BadRequest, Conflict, Misdirected, NotFound, SettingsError, StoreUnavailable
 from sutazai.ports.audit import Actor
 from sutazai.ports.objects import ObjectStore
@@ -22,6 +28,8 @@ from sutazai.settings.model import Settings
 
 REFUSED = 1
 """The exit code where the request made no sense, or the database was away."""
+MOVE_S = 30.0
+"""For a statement about shards: whole slots are looked at."""
 MISTAKES = 2
 """The exit code for settings that hold mistakes, as in `sutazai config`."""
 
@@ -52,6 +60,32 @@ def with_database(work: Callable[[Database], Awaitable[int]]) -> int:
     async def run() -> int:
         async with open_bare(*_settings()) as database:
             return await work(database)
+
+    return _told(run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """The directory and the shards of this region, as they are."""
+
+    database: Database
+    shards: Shards
+    directory: Directory
+
+
+def with_shards(work: Callable[[Sharding], Awaitable[int]]) -> int:
+    """The same on the shards of the settings."""
+
+    async def run() -> int:
+        loaded, data_dir = _loaded()
+        if not loaded.shards:
+            return refuse("The settings name no shards, so `[database]` keeps all data. Add `[[shards]]` to spread it.")
+        patient = msgspec.structs.replace(loaded.database, timeout_s=max(MOVE_S, loaded.database.timeout_s))
+        async with open_bare(patient, data_dir) as database:
+            await migrations.migrate(database, migrations.read())
+            async with open_shards(database, patient, loaded.shards) as shards:
+                await shards.check_names()
+                return await work(Sharding(database=database, shards=shards, directory=Directory(database, shards)))
 
     return _told(run)
 

@@ -22,7 +22,7 @@ A tenant is a name that keys carry. Those that nobody set have the defaults of `
 Example: `sutazai tenants set acme --weight 2 --requests-per-minute 600`""",
 )
 
-_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "TASKS", "KEYS")
+_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "REGION", "LIMITS", "BURST", "TASKS", "KEYS")
 
 
 @app.command(name="set")
@@ -33,6 +33,7 @@ def set_(
     weight: float | None = None,
     priority: PriorityName | None = None,
     waiting_tasks: CountOrNone = None,
+    region: str | None = None,
     limits: LimitOptions = NO_OPTIONS,
 ) -> int:
     """
@@ -41,7 +42,7 @@ def set_(
     Where a tenant has no limit of its own, the one in `[limits]` of the settings counts.
 
     Examples: `sutazai tenants set acme --weight 2 --requests-per-minute 600`,
-    `sutazai tenants set acme --requests-per-minute none`
+    `sutazai tenants set acme --requests-per-minute none`, `sutazai tenants set acme --region eu`
 
     Parameters
     ----------
@@ -53,6 +54,9 @@ def set_(
         The highest that its requests can have.
     waiting_tasks
         Its tasks that may wait to be started, or `none` for `tasks.max_waiting_per_tenant` of the settings.
+    region
+        Its home: where its tasks, files, sessions, schedules and messages are kept. It cannot be changed while there
+        are any.
     """
 
     async def work(stores: Stores) -> int:
@@ -63,6 +67,7 @@ def set_(
             priority=before.priority if priority is None else Priority[priority.upper()],
             limits=limits.applied_to(before.limits),
             waiting_tasks=_typed(waiting_tasks, before.waiting_tasks),
+            region=before.region if region is None else region,
         )
         await stores.tenants.set(after, by=who())
         sys.stdout.write(f"The tenant {name!r} is set.\n")
@@ -170,4 +175,5 @@ def _cells(tenant: Tenant, keys: int) -> list[str]:
     priority = tenant.priority.name.lower()
     waiting = "" if tenant.waiting_tasks is None else f"{tenant.waiting_tasks:,}"
     burst = f"{tenant.limits.burst_s:g} s"
-    return [tenant.name, f"{tenant.weight:g}", priority, told(tenant.limits), burst, waiting, str(keys)]
+    limits = told(tenant.limits)
+    return [tenant.name, f"{tenant.weight:g}", priority, tenant.region, limits, burst, waiting, str(keys)]

@@ -65,6 +65,7 @@ class TenantBody(Body, frozen=True):
     priority: PriorityName = "normal"
     limits: LimitsBody = LimitsBody()
     waiting_tasks: Count | None = None
+    region: str = ""
 
     def tenant(self, name: str) -> Tenant:
         """As a value of the core."""
@@ -74,6 +75,7 @@ class TenantBody(Body, frozen=True):
             priority=Priority[self.priority.upper()],
             limits=self.limits.limits(),
             waiting_tasks=self.waiting_tasks,
+            region=self.region,
         )
 
 
@@ -101,6 +103,7 @@ def told_tenant(tenant: Tenant, *, is_defined: bool) -> dict[str, object]:
         "priority": told_priority(tenant.priority),
         "limits": asdict(tenant.limits),
         "waiting_tasks": tenant.waiting_tasks,
+        "region": tenant.region,
         "is_defined": is_defined,
     }
 

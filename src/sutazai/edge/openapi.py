@@ -76,6 +76,7 @@ TENANT_BODY: Schema = _body(
     priority=PRIORITY,
     limits=LIMITS,
     waiting_tasks=COUNT,
+    region={"type": "string"},
 )
 KEY_BODY: Schema = _body(
     ["name"],
@@ -103,7 +104,7 @@ SESSION: Schema = _body(
     metadata={"type": "object"},
 )
 FORGET_BODY: Schema = _body([], tenant=WORD, model=WORD, tag=WORD, fingerprint=WORD)
-TENANT: Schema = _body(["name", "weight", "priority", "limits", "is_defined"], limits={"type": "object"})
+TENANT: Schema = _body(["name", "weight", "priority", "limits", "region", "is_defined"], limits={"type": "object"})
 KEY: Schema = _body(["id", "name", "tenant", "role", "scopes", "priority", "limits"], scopes={"type": "array"})
 NEW_KEY: Schema = KEY | {"required": [*KEY["required"], "key"]}
 

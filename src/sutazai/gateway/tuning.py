@@ -1,9 +1,9 @@
 """
 Measures how fast one node is in one tuning after the other, by asking it as clients do, and tells the fastest.
 
-The same work is asked of every tuning: so many answers, as many at once as the tuning has slots, then one long prompt.
-How much that is follows from how fast the node is when the tuning begins. No two prompts are alike, or a cache of the
-node's would answer.
+The same work is asked of every tuning: so many answers, as many at once as the gateway would ask for with the slots of
+the tuning, then one long prompt. How much that is follows from how fast the node is when the tuning begins. No two
+prompts are alike, or a cache of the node's would answer.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Subject:
     options: Mapping[str, object]
     """Further fields of each request, such as `ignore_eos` where the node knows it."""
     most_prompt_tokens: int
+    head_start: int
+    """Requests that it gets beyond its slots, as from the gateway: without them it waits for us between two."""
     opened: Callable[[Tuning], AbstractAsyncContextManager[NodeClient]]
     """The node run like that. Raises `EngineFault` or `NodeFault` where it cannot be."""
     check: Callable[[], Awaitable[None]]
@@ -174,7 +176,7 @@ class _Asking:
         return pulled.usage
 
     async def _answers(self, slots: int, work: Work) -> Usage:
-        total, waiting = Usage(), asyncio.Semaphore(slots)
+        total, waiting = Usage(), asyncio.Semaphore(slots + self._subject.head_start)
 
         async def one() -> None:
             async with waiting:

@@ -1,9 +1,9 @@
 """
 What is told to whoever reads the stream `agent_coordination`, and how far it was told.
 
-A message of the stream is a few lines of JSON, each with a `type`. Lines of one type and
+A message of the stream is a few notices, each a line of JSON with a `type`. Notices of one type and
 shard come in the order of their positions; some come twice, so a reader passes over those whose position is not past
-the highest that it knows. When a tenant was moved to another shard, its lines come again from there.
+the highest that it knows. When a tenant was moved to another shard, its notices come again from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Source(enum.StrEnum):
     """What agents told each other."""
 
 
-class EventLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
+class EventNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="event"):
     """An event of a task; task and version name it once and for all."""
 
     position: int
@@ -42,7 +42,7 @@ class EventLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     """`null` where it is too large; `GET /v1/tasks/{id}/events` has it."""
 
 
-class MessageLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+class MessageNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """A message of an agent's."""
 
     position: int
@@ -57,15 +57,15 @@ class MessageLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     body: msgspec.Raw
 
 
-Line = EventLine | MessageLine
+Notice = EventNotice | MessageNotice
 LEFT_OUT = msgspec.Raw(b"null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Lines in the order of their positions."""
+    """Notices in the order of their positions."""
 
-    lines: Sequence[Line]
+    notices: Sequence[Notice]
     newest: int
     """The highest position of all; there may be none with it."""
 
@@ -83,13 +83,13 @@ class Turn:
 
 
 class BroadcastStore(Protocol):
-    """Lines that are kept in one database, and how far they were told. Methods raise `StoreUnavailable`."""
+    """Notices that are kept in one database, and how far they were told. Methods raise `StoreUnavailable`."""
 
     @property
     def shard(self) -> str:
         """Which database; empty where there is one."""
 
-    async def lines(self, source: Source, *, after: int, limit: int) -> Page:
+    async def notices(self, source: Source, *, after: int, limit: int) -> Page:
         """Those past that position, and only those before which none can come."""
 
     async def turn(self, source: Source) -> Turn:
@@ -106,19 +106,19 @@ class BroadcastStore(Protocol):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Line)
+_decoder = msgspec.json.Decoder(Notice)
 
 
-def encode(lines: Iterable[Line], *, max_bytes: int) -> Iterator[bytes]:
-    """Messages of so many bytes at most, or of one line that is longer."""
+def encode(notices: Iterable[Notice], *, max_bytes: int) -> Iterator[bytes]:
+    """Messages of so many bytes at most, or of one notice that is longer."""
     part: list[bytes] = []
     size = 0
-    for line in map(_encoder.encode, lines):
-        if part and size + len(line) >= max_bytes:
+    for notice in map(_encoder.encode, notices):
+        if part and size + len(notice) >= max_bytes:
             yield b"\n".join(part)
             part, size = [], 0
-        part.append(line)
-        size += len(line) + 1
+        part.append(notice)
+        size += len(notice) + 1
     if part:
         yield b"\n".join(part)
 
@@ -127,14 +127,14 @@ class Unseen:
     """Passes over what a reader was told before."""
 
     def __init__(self) -> None:
-        self._highest: dict[tuple[type[Line], str], int] = {}
+        self._highest: dict[tuple[type[Notice], str], int] = {}
 
-    def lines_of(self, message: bytes) -> Sequence[Line]:
-        """The lines of a message of the stream that are new. Raises `msgspec.DecodeError` where it is none."""
+    def notices_of(self, message: bytes) -> Sequence[Notice]:
+        """The notices of a message of the stream that are new. Raises `msgspec.DecodeError` where it is none."""
         found = []
-        for line in _decoder.decode_lines(message):
-            source = type(line), line.shard
-            if line.position > self._highest.get(source, 0):
-                self._highest[source] = line.position
-                found.append(line)
+        for notice in _decoder.decode_lines(message):
+            source = type(notice), notice.shard
+            if notice.position > self._highest.get(source, 0):
+                self._highest[source] = notice.position
+                found.append(notice)
         return found

@@ -99,6 +99,13 @@ async def ended_of(running: Running, agent: Agent, around: Surroundings, random:
         return await around.results.completed(task, output, tokens=attempt.tokens)
     except Pausing:
         return Suspended(fence, len(attempt.waits_for), attempt.tokens)
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if current is None or current.cancelling():
+            raise
+        # From within: the agent waited for what was cancelled, or its checkpoint was refused because another attempt
+        # has followed. Then the store refuses this end too, but the worker has its place back.
+        return failed(FailureReason.ERROR, "A cancellation that nobody asked for came out of the agent.")
     except TimeoutError as error:
         if limit.expired():
             return failed(FailureReason.TIMED_OUT, f"It took longer than {task.draft.time_limit_s:g} s.")

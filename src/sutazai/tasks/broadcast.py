@@ -18,7 +18,7 @@ from datetime import datetime
 import structlog
 
 from sutazai.core.errors import StoreUnavailable
-from sutazai.ports.broadcasts import BroadcastStore, Line, Source, Turn, encode
+from sutazai.ports.broadcasts import BroadcastStore, Notice, Source, Turn, encode
 
 log = structlog.get_logger("sutazai.tasks")
 
@@ -26,7 +26,7 @@ Append = Callable[[Sequence[bytes]], Awaitable[None]]
 """Adds messages at the end of the stream, in their order; on return they are safe."""
 
 AT_ONCE = {Source.EVENTS: 256, Source.MESSAGES: 64}
-"""Lines read together. One of an event has 64 KiB at most, one of a message some MiB."""
+"""Notices read together. One of an event has 64 KiB at most, one of a message some MiB."""
 MESSAGE_BYTES = 256 * 1024
 """Of the stream. Few large messages cost the broker and us far less than many small ones."""
 
@@ -66,14 +66,14 @@ class Broadcast:
         self._wall = wall
         self._rhythm = rhythm
         self.carried = 0
-        """Lines that this process has told."""
+        """Notices that this process has told."""
         self.behind = 0
         """Positions that were not told at the last look, about; 0 where another process carries."""
         self._waits_since: datetime | None = None
 
     @property
     def behind_s(self) -> float:
-        """For how long the oldest line has waited that this process is to tell."""
+        """For how long the oldest notice has waited that this process is to tell."""
         return 0.0 if self._waits_since is None else max(0.0, (self._wall() - self._waits_since).total_seconds())
 
     async def run(self) -> None:
@@ -117,15 +117,17 @@ class Broadcast:
         is_mine = True
         try:
             while is_mine:
-                page = await self._store.lines(self.source, after=position, limit=AT_ONCE[self.source])
-                is_full = len(page.lines) == AT_ONCE[self.source]
-                self.behind = page.newest - position if is_full else len(page.lines)
-                self._waits_since = page.lines[0].at if page.lines else None
-                if page.lines:
-                    is_mine = await self._tell(page.lines, turn.fence, position)
-                    position = page.lines[-1].position
-                    self.carried += len(page.lines)
-                if is_mine and (page.lines or clock() - beat_at >= self._rhythm.beat_s):
+                page = await self._store.notices(self.source, after=position, limit=AT_ONCE[self.source])
+                is_full = len(page.notices) == AT_ONCE[self.source]
+                self.behind = page.newest - position if is_full else len(page.notices)
+                self._waits_since = page.notices[0].at if page.notices else None
+                if page.notices:
+                    is_mine = await self._tell(page.notices, turn.fence, position)
+                if is_mine and page.notices:
+                    position = page.notices[-1].position
+                    self.carried += len(page.notices)
+                    self.behind, self._waits_since = max(0, self.behind - len(page.notices)), None
+                if is_mine and (page.notices or clock() - beat_at >= self._rhythm.beat_s):
                     is_mine, beat_at = await self._store.advance(self.source, turn.fence, position), clock()
                 if is_mine and not is_full:
                     await asyncio.sleep(self._rhythm.look_s)
@@ -134,9 +136,9 @@ class Broadcast:
             with suppress(StoreUnavailable):
                 await self._store.leave(self.source, turn.fence)
 
-    async def _tell(self, lines: Sequence[Line], fence: int, position: int) -> bool:
+    async def _tell(self, notices: Sequence[Notice], fence: int, position: int) -> bool:
         """Tell these, and beat meanwhile; False where another process carries by now, which tells them too."""
-        messages = list(encode(lines, max_bytes=MESSAGE_BYTES))
+        messages = list(encode(notices, max_bytes=MESSAGE_BYTES))
         telling = asyncio.create_task(_told(self._append, messages), name="tell on the stream")
         try:
             while not telling.done():

@@ -92,6 +92,8 @@ class Worker:
         self._has_ended = asyncio.Event()
         self._stopping = asyncio.Event()
         self._readings: list[Reading] = []
+        self._telling = asyncio.Lock()
+        """Held while progress is written: an end that overtook it would have it refused."""
         self._places = {agent: asyncio.Semaphore(known.concurrency) for agent, known in around.agents.items()}
         self.ends: Counter[str] = Counter()
         """Attempts that ended, by the kind of event."""
@@ -263,6 +265,8 @@ class Worker:
             self._has_ended.clear()
             ended = [self._ended.popleft() for _ in range(len(self._ended))]
             if ended:
+                async with self._telling:
+                    pass  # what these told last is written by now
                 await self._write(ended)
 
     async def _write(self, ended: Sequence[Ended]) -> None:
@@ -301,10 +305,11 @@ class Worker:
     async def _write_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
-            told = [change for running in self._running.values() if (change := running.attempt.take_progress())]
-            if told:
-                with suppress(StoreUnavailable):  # the next one tells more
-                    await self._store.change(told)
+            async with self._telling:
+                told = [change for running in self._running.values() if (change := running.attempt.take_progress())]
+                if told:
+                    with suppress(StoreUnavailable):  # the next one tells more
+                        await self._store.change(told)
 
     # calling off
 

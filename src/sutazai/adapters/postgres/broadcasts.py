@@ -8,14 +8,14 @@ import msgspec
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.tail import EVENTS, MESSAGES, Tail
 from sutazai.core.task import id_of
-from sutazai.ports.broadcasts import LEFT_OUT, EventLine, MessageLine, Page, Source, Turn
+from sutazai.ports.broadcasts import LEFT_OUT, EventNotice, MessageNotice, Page, Source, Turn
 
 MAX_DATA_BYTES = 64 * 1024
 """Of an event: a result may have many megabytes, which no reader of a stream waits for."""
 
 
 class PostgresBroadcastStore:
-    """The lines of both sources."""
+    """The notices of both sources."""
 
     def __init__(self, database: Database, *, shard: str = "") -> None:
         self.shard = shard
@@ -24,12 +24,12 @@ class PostgresBroadcastStore:
         self._events = Tail(database, EVENTS)
         self._messages = Tail(database, MESSAGES)
 
-    async def lines(self, source: Source, *, after: int, limit: int) -> Page:
+    async def notices(self, source: Source, *, after: int, limit: int) -> Page:
         if source is Source.EVENTS:
             rows, newest = await self._events.rows("broadcast_events", after, limit, MAX_DATA_BYTES)
-            return Page(lines=[_event(row, self.shard) for row in rows], newest=newest)
+            return Page(notices=[_event(row, self.shard) for row in rows], newest=newest)
         rows, newest = await self._messages.rows("broadcast_messages", after, limit)
-        return Page(lines=[_message(row, self.shard) for row in rows], newest=newest)
+        return Page(notices=[_message(row, self.shard) for row in rows], newest=newest)
 
     async def turn(self, source: Source) -> Turn:
         async with self._database.transaction() as connection:
@@ -54,13 +54,13 @@ def _turn(row: asyncpg.Record) -> Turn:
     return Turn(position=row["position"], fence=row["fence"], beat=row["beat"])
 
 
-def _event(row: asyncpg.Record, shard: str) -> EventLine:
+def _event(row: asyncpg.Record, shard: str) -> EventNotice:
     data = LEFT_OUT if row["data"] is None else msgspec.Raw(row["data"].encode())
-    return EventLine(**{**row, "task": id_of(row["task"]), "data": data, "shard": shard})
+    return EventNotice(**{**row, "task": id_of(row["task"]), "data": data, "shard": shard})
 
 
-def _message(row: asyncpg.Record, shard: str) -> MessageLine:
-    return MessageLine(
+def _message(row: asyncpg.Record, shard: str) -> MessageNotice:
+    return MessageNotice(
         position=row["number"],
         tenant=row["tenant"],
         to=row["name"],

@@ -242,7 +242,8 @@ class Database:
         """Begin there; on a replica soon, or not at all. Raises one of `LOST`, also where a primary is none now."""
         is_primary = server is servers.leader
         async with asyncio.timeout(None if is_primary else servers.max_lag_s):
-            lease = await server.pool.begin(readonly=readonly)
+            # No lock keeps a replica from replaying that a slot has moved, between two statements.
+            lease = await server.pool.begin(readonly=readonly, is_steady=not is_primary)
         if is_primary and lease.is_standby:
             lease.drop()
             raise ConnectionError

@@ -99,15 +99,20 @@ class Pool:
         """Connections that are given out."""
         return self._pool.checkedout()
 
-    async def begin(self, *, readonly: bool = False) -> Lease:
-        """A connection on which a transaction has begun. Raises what the driver raises."""
+    async def begin(self, *, readonly: bool = False, is_steady: bool = False) -> Lease:
+        """
+        A connection on which a transaction has begun. Raises what the driver raises.
+
+        All statements of a steady one see the same moment.
+        """
+        isolation = "repeatable_read" if is_steady else "read_committed"
         while True:
             kept: PoolProxiedConnection = await greenlet_spawn(self._pool.connect)
             is_fresh = not kept.info
             kept.info["used"] = True
             connection: Connection = kept.driver_connection
             try:
-                transaction = connection.transaction(readonly=readonly)
+                transaction = connection.transaction(isolation=isolation, readonly=readonly)
                 await transaction.start()
             except BaseException as error:
                 kept.invalidate()

@@ -29,9 +29,10 @@ from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
 
-BEAT_S = 0.5
-LEASE_S = 2.0
-"""Four beats: a process whose event loop stands still for so long loses what it holds, which does no harm."""
+BEAT_S = 0.4
+LEASE_S = 1.6
+"""Four beats: a process whose event loop stands still for so long loses what it holds, which does no harm. Those who
+look need up to a beat more to see it."""
 LOOK_S = 5.0
 """Between two looks of a consumer that nobody woke."""
 RIPE_AT_ONCE = 1000

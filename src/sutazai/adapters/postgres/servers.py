@@ -47,7 +47,11 @@ class Report:
 
     is_primary: bool
     timeline: int
-    """Of a primary: each promotion begins one, so that of two primaries the higher one is right."""
+    """
+    Each promotion begins one, so that of two primaries the higher one is right.
+
+    A replica may follow a newer one than it tells, never an older one.
+    """
     position: Position
     """Flushed by a primary, replayed by a replica."""
     written: Position
@@ -154,6 +158,8 @@ class Servers:
         self._newest: tuple[float, Mark] = (-math.inf, BEGINNING)
         """When the newest look at the primary began, and what it had written."""
         self._own_writes = OwnWrites()
+        self._timeline = 0
+        """The newest that a primary was seen on."""
         self.leader: Server | None = None
         """The one that writes, as far as is known."""
         self._last_leader: Server | None = None
@@ -268,6 +274,8 @@ class Servers:
         report = server.report
         if report is None or report.is_primary or report.position < least:
             return False
+        if report.timeline < self._timeline:
+            return False  # it may have replayed what the primary never had, and be ahead of it
         if self.leader is None:
             return True  # nobody writes, so nobody is late
         return needed is not None and report.position >= needed
@@ -285,7 +293,7 @@ class Servers:
             self._choose()
             if server.report is not None and server is self.leader:
                 self._learn(began, server.report)
-            elif server.report is not None:
+            elif server.report is not None and server.report.timeline >= self._timeline:
                 had = [at for at, position in self._positions if position <= server.report.position]
                 server.fresh_at = max(had, default=server.fresh_at)
             self._wake()
@@ -297,6 +305,7 @@ class Servers:
         """Where the primary was at some moment after `began`."""
         self._newest = began, Mark(report.source, report.written)
         self._own_writes.looked(began, report.written)
+        self._timeline = max(self._timeline, report.timeline)
         if not self._positions or began - self._positions[-1][0] >= KEPT_PART * self.max_lag_s:
             self._positions.append((began, report.position))
 

@@ -140,10 +140,14 @@ INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
 
 -- name: server_report
 -- A place in the log as a number. The name of a file of the log begins with the timeline. What is written is flushed a
--- moment later, and at once where somebody waits for it.
+-- moment later, and at once where somebody waits for it. What a replica receives it tells only those with the right to
+-- read all statistics (`pg_monitor`); the rest is as of its last restart point, some minutes ago.
 SELECT
     NOT pg_is_in_recovery() AS is_primary,
-    CASE WHEN pg_is_in_recovery() THEN 0
+    CASE WHEN pg_is_in_recovery() THEN greatest(
+            (SELECT timeline_id FROM pg_control_checkpoint()),
+            (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+            (SELECT received_tli FROM pg_stat_wal_receiver))
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
     (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
         ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position,

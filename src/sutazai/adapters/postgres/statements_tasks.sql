@@ -121,6 +121,9 @@ WHERE task = $1 AND created_at = $2 AND version > $3 AND ($4::text IS NULL OR te
 ORDER BY version
 LIMIT $5
 
+-- name: time_now
+SELECT clock_timestamp()
+
 -- name: newest_position
 SELECT last_value FROM events_position
 

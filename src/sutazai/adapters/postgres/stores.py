@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.audit import PostgresAuditLog
 from sutazai.adapters.postgres.broadcasts import PostgresBroadcastStore
+from sutazai.adapters.postgres.clock import DatabaseClock
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.files import PostgresFileStore
@@ -73,10 +75,16 @@ class Stores:
     marks: Marks
     databases: Sequence[Database] = ()
     """Where tenants' data is kept, for its upkeep; none in memory."""
+    clock: DatabaseClock | None = None
+    """The time of the first database; None in memory."""
     replay: ReplayStore | None = None
     """None in memory, where nothing can have gone astray."""
     broadcasts: Sequence[BroadcastStore] = ()
     """One of each database; none in memory, which no broker is beside."""
+
+    def wall(self) -> datetime:
+        """The time that all who share these stores go by."""
+        return datetime.now(UTC) if self.clock is None else self.clock()
 
 
 @asynccontextmanager
@@ -101,9 +109,11 @@ async def open_stores(
     """
     async with open_bare(settings, data_dir) as database:
         await migrate.migrate(database, migrate.read())
+        clock = DatabaseClock(database)
+        await clock.ask()
         if not shards:
             await check_unsharded(database)
-            yield _stores(database, max_length, promote_after_s)
+            yield _stores(database, clock, max_length, promote_after_s)
             return
         async with open_shards(database, settings, shards) as opened:
             for one in opened.databases.values():
@@ -114,7 +124,7 @@ async def open_stores(
             # No task group: it would wrap what the caller raises.
             following = asyncio.create_task(opened.run(), name="follow the shards")
             try:
-                yield _sharded_stores(database, opened, max_length, promote_after_s)
+                yield _sharded_stores(database, opened, clock, max_length, promote_after_s)
             finally:
                 following.cancel()
                 await asyncio.wait([following])
@@ -134,7 +144,7 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
         await server.stop()
 
 
-def _stores(database: Database, max_length: int, promote_after_s: float) -> Stores:
+def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_after_s: float) -> Stores:
     return Stores(
         databases=[database],
         marks=database,
@@ -143,8 +153,9 @@ def _stores(database: Database, max_length: int, promote_after_s: float) -> Stor
         tenants=PostgresTenantStore(database),
         audit=PostgresAuditLog(database),
         sessions=PostgresSessionStore(database),
-        tasks=PostgresTaskStore(database, max_length=max_length),
-        queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s),
+        clock=clock,
+        tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
+        queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
         messages=PostgresMessageStore(database),
         replay=PostgresReplayStore(database),
         broadcasts=[PostgresBroadcastStore(database)],
@@ -154,7 +165,9 @@ def _stores(database: Database, max_length: int, promote_after_s: float) -> Stor
     )
 
 
-def _sharded_stores(directory: Database, shards: Shards, max_length: int, promote_after_s: float) -> Stores:
+def _sharded_stores(
+    directory: Database, shards: Shards, clock: DatabaseClock, max_length: int, promote_after_s: float
+) -> Stores:
     return Stores(
         databases=list(shards.databases.values()),
         marks=ShardedMarks(shards),
@@ -163,8 +176,9 @@ def _sharded_stores(directory: Database, shards: Shards, max_length: int, promot
         tenants=HomedTenantStore(PostgresTenantStore(directory), shards),
         audit=PostgresAuditLog(directory),
         sessions=ShardedSessionStore(shards),
-        tasks=ShardedTaskStore(shards, max_length=max_length),
-        queue=ShardedQueue(shards, max_length=max_length, promote_after_s=promote_after_s),
+        clock=clock,
+        tasks=ShardedTaskStore(shards, max_length=max_length, wall=clock),
+        queue=ShardedQueue(shards, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
         messages=ShardedMessageStore(shards),
         broadcasts=[PostgresBroadcastStore(database, shard=name) for name, database in shards.databases.items()],
         webhooks=ShardedWebhookStore(shards),

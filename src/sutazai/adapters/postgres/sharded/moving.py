@@ -33,7 +33,6 @@ from sutazai.policy.sharding import SlotMove
 
 FEW = 200
 """Tasks that changed during a pass: few enough for the last one."""
-MOST_PASSES = 20
 FENCE_S = 2.0
 """How long one try to fence a slot waits for those who are in, while others wait behind it."""
 FENCE_PAUSE_S = 1.0
@@ -95,10 +94,14 @@ class Mover:
         self._after = after
 
     async def plan(self, moves: Sequence[SlotMove]) -> Sequence[Sequence[SlotMove]]:
-        """What to move together: a slot with rows alone, and empty ones in large groups."""
+        """What to move together: a slot with rows alone, and those without, or that have arrived, in large groups."""
         groups: list[Sequence[SlotMove]] = []
-        for (source, _), found in groupby(sorted(moves, key=_ways), key=_ways):
-            same = list(found)
+        for (source, target), found in groupby(sorted(moves, key=_ways), key=_ways):
+            all_ = list(found)
+            owned = await self._owned(target, [move.slot for move in all_])
+            if owned:
+                groups.append([move for move in all_ if move.slot in owned])
+            same = [move for move in all_ if move.slot not in owned]
             full = await self._with_rows(source, [move.slot for move in same])
             groups += [[move] for move in same if move.slot in full]
             empty = [move for move in same if move.slot not in full]
@@ -159,10 +162,10 @@ class Mover:
         progress.of = await rows.count(tenants)
         await rows.copy_tasks(tenants, note)
         await rows.copy_tables(tenants, note)
-        for _ in range(MOST_PASSES):
+        changed, before = progress.of, 2 * progress.of + 1
+        while FEW < changed < before / 2:  # until it is little, or does not become less
             since, mark = mark, await rows.mark()
-            if await rows.copy_changed(since) <= FEW:
-                break
+            changed, before = await rows.copy_changed(since), changed
             note()
         await self._step("copied", progress)
         try:
@@ -194,12 +197,16 @@ class Mover:
                     )
 
     async def _is_owned(self, shard: str, slots: Sequence[int]) -> bool:
-        async with self._of(shard).transaction() as connection:
-            states = [row["state"] for row in await connection.fetch(self._sql["slot_states"], slots)]
-        owned = states.count("owned")
-        if owned not in {0, len(slots)}:
+        owned = await self._owned(shard, slots)
+        if len(owned) not in {0, len(slots)}:
             raise Conflict("Some of these slots have arrived already. Move them one by one.")
-        return owned > 0
+        return bool(owned)
+
+    async def _owned(self, shard: str, slots: Sequence[int]) -> frozenset[int]:
+        """Those that it owns."""
+        async with self._of(shard).transaction() as connection:
+            rows = await connection.fetch(self._sql["slot_states"], slots)
+        return frozenset(row["slot"] for row in rows if row["state"] == "owned")
 
     async def _take_back(self, source: str, target: str, slots: Sequence[int]) -> None:
         """Let the source own them again, unless the target does: first nobody can hand them over any more."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 
@@ -27,14 +28,21 @@ log = structlog.get_logger("sutazai.queue")
 class ShardedQueue:
     """The `Queue` over shards. `run` has to run beside it."""
 
-    def __init__(self, shards: Shards, *, max_length: int, promote_after_s: float = PROMOTE_AFTER_S) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        max_length: int,
+        promote_after_s: float = PROMOTE_AFTER_S,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """
         Args:
             max_length: of a queue in each shard.
         """
         self._shards = shards
         self._queues = {
-            name: PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s)
+            name: PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=wall)
             for name, database in shards.databases.items()
         }
 

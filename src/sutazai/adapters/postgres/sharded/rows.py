@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -106,11 +107,13 @@ class Rows:
         async with self._source.transaction() as connection:
             position = int(await connection.fetchval(self._sql["given_position"]))
             writers = set(await connection.fetchval(self._sql["event_writers"]))
-        async with asyncio.timeout(WRITER_S):
-            while writers:
-                await asyncio.sleep(POLL_S)
-                async with self._source.transaction() as connection:
-                    writers &= set(await connection.fetchval(self._sql["event_writers"]))
+        until = monotonic() + WRITER_S
+        while writers:
+            if monotonic() > until:
+                raise StoreUnavailable(f"A transaction wrote events for more than {WRITER_S:g} s. {GIVEN_UP}")
+            await asyncio.sleep(POLL_S)
+            async with self._source.transaction() as connection:
+                writers &= set(await connection.fetchval(self._sql["event_writers"]))
         return position
 
     async def copy_tasks(self, tenants: Sequence[str], note: Callable[[], None]) -> None:
@@ -160,9 +163,11 @@ class Rows:
 
     async def copy_tables(self, tenants: Sequence[str], note: Callable[[], None]) -> None:
         """What differs in all other tables."""
-        for kept in TABLES:
+        ours, theirs = await self._sums(tenants)
+        differing = [kept for kept in TABLES if ours[kept.table] != theirs[kept.table]]
+        for kept in differing:
             await self._copy_table(kept, tenants, note)
-        for kept in TABLES:
+        for kept in differing:
             await self._drop_extra(kept, tenants)
 
     async def _copy_table(self, kept: Kept, tenants: Sequence[str], note: Callable[[], None]) -> None:
@@ -173,10 +178,11 @@ class Rows:
                 page = await connection.fetch(_page(kept, last), tenants, self._slots, *last, timeout=PIECE_S)
             if not page:
                 return
-            asked = f"[{','.join(row['key'] for row in page)}]"
+            asked = f"[{','.join(row['row_key'] for row in page)}]"
             async with self._writing() as target:
-                there = {row["key"]: row["hash"] for row in await target.fetch(_hashes(kept), asked, timeout=PIECE_S)}
-                differing = [row["key"] for row in page if there.get(row["key"]) != row["hash"]]
+                rows = await target.fetch(_hashes(kept), asked, timeout=PIECE_S)
+                there = {row["row_key"]: row["hash"] for row in rows}
+                differing = [row["row_key"] for row in page if there.get(row["row_key"]) != row["hash"]]
                 if differing:
                     async with self._source.transaction(within_s=PIECE_S) as connection:
                         await connection.execute(self._sql["plain_forms"])
@@ -195,10 +201,10 @@ class Rows:
                 page = await target.fetch(_page(kept, last), tenants, self._slots, *last, timeout=PIECE_S)
                 if not page:
                     return
-                asked = f"[{','.join(row['key'] for row in page)}]"
+                asked = f"[{','.join(row['row_key'] for row in page)}]"
                 async with self._source.transaction(within_s=PIECE_S) as connection:
                     rows = await connection.fetch(_hashes(kept), asked, timeout=PIECE_S)
-                extra = {row["key"] for row in page} - {row["key"] for row in rows}
+                extra = {row["row_key"] for row in page} - {row["row_key"] for row in rows}
                 if extra:
                     await target.execute(_drop(kept), f"[{','.join(extra)}]", timeout=PIECE_S)
                 last = [page[-1][column] for column in kept.key]
@@ -209,23 +215,27 @@ class Rows:
 
         Of tasks and events, whose every piece was compared when it was written, the numbers are compared.
         """
-        found: list[dict[str, tuple[int, str]]] = []
-        for database in (self._source, self._target):
-            async with database.transaction(within_s=PIECE_S) as connection:
-                await connection.execute(self._sql["plain_forms"])
-                row = await connection.fetchrow(self._sql["count_tasks_of_tenants"], tenants, timeout=PIECE_S)
-                sums = {"tasks": (row["tasks"], ""), "events": (row["events"], "")}
-                for kept in TABLES:
-                    count, checksum = await connection.fetchrow(_sum(kept), tenants, self._slots, timeout=PIECE_S)
-                    sums[kept.table] = (count, checksum)
-            found.append(sums)
-        for table, (count, checksum) in found[0].items():
-            if found[1][table] != (count, checksum):
-                other = found[1][table][0]
+        ours, theirs = await self._sums(tenants)
+        for table, (count, checksum) in ours.items():
+            if theirs[table] != (count, checksum):
+                other = theirs[table][0]
                 raise StoreUnavailable(
                     f"{table} were not the same: {count} rows at the source, {other} at the target. {GIVEN_UP}"
                 )
-        return {table: count for table, (count, _) in found[0].items()}
+        return {table: count for table, (count, _) in ours.items()}
+
+    async def _sums(self, tenants: Sequence[str]) -> Sequence[Mapping[str, tuple[int, str]]]:
+        """The number of rows of each table and their checksum, at the source and at the target."""
+
+        async def sums(database: Database) -> Mapping[str, tuple[int, str]]:
+            async with database.transaction(within_s=PIECE_S) as connection:
+                await connection.execute(self._sql["plain_forms"])
+                row = await connection.fetchrow(self._sql["count_tasks_of_tenants"], tenants, timeout=PIECE_S)
+                others = await connection.fetch(_SUMS, tenants, self._slots, timeout=PIECE_S)
+            tasks = {"tasks": (row["tasks"], ""), "events": (row["events"], "")}
+            return tasks | {name: (count, checksum) for name, count, checksum in others}
+
+        return await asyncio.gather(sums(self._source), sums(self._target))
 
     async def move_words(self) -> None:
         """Word of tasks in the queue of the source, to that of the target. What is held by a worker stays."""
@@ -262,7 +272,7 @@ class Rows:
                     page = await connection.fetch(_page(kept, last), tenants, self._slots, *last, timeout=PIECE_S)
                     if not page:
                         break
-                    asked = f"[{','.join(row['key'] for row in page)}]"
+                    asked = f"[{','.join(row['row_key'] for row in page)}]"
                     await connection.execute(_drop(kept), asked, timeout=PIECE_S)
                     last = [page[-1][column] for column in kept.key]
 
@@ -336,14 +346,14 @@ def _page(kept: Kept, last: Sequence[Any]) -> str:
     past = f" AND ({kept.keys}) > ({', '.join(f'${3 + place}' for place in range(len(last)))})" if last else ""
     unused = " AND $1::text[] IS NOT NULL AND $2::integer[] IS NOT NULL"
     return (
-        f"SELECT {kept.keys}, {_key_json(kept)} AS key, hashtextextended({kept.table}::text, 1) AS hash"
+        f"SELECT {kept.keys}, {_key_json(kept)} AS row_key, hashtextextended({kept.table}::text, 1) AS hash"
         f" FROM {kept.table} WHERE {kept.whose}{unused}{past} ORDER BY {kept.keys} LIMIT {ROWS_AT_ONCE}"
     )
 
 
 def _hashes(kept: Kept) -> str:
     return (
-        f"SELECT {_key_json(kept)} AS key, hashtextextended({kept.table}::text, 1) AS hash FROM {kept.table}"
+        f"SELECT {_key_json(kept)} AS row_key, hashtextextended({kept.table}::text, 1) AS hash FROM {kept.table}"
         f" WHERE ({kept.keys}) IN (SELECT {kept.keys} FROM json_populate_recordset(NULL::{kept.table}, $1::json))"
     )
 
@@ -372,8 +382,8 @@ def _drop(kept: Kept) -> str:
     )
 
 
-def _sum(kept: Kept) -> str:
-    return (
-        f"SELECT count(*), coalesce(sum(hashtextextended({kept.table}::text, 1)), 0)::text FROM {kept.table}"
-        f" WHERE {kept.whose} AND $1::text[] IS NOT NULL AND $2::integer[] IS NOT NULL"
-    )
+_SUMS = " UNION ALL ".join(
+    f"SELECT '{kept.table}', count(*), coalesce(sum(hashtextextended({kept.table}::text, 1)), 0)::text"
+    f" FROM {kept.table} WHERE {kept.whose} AND $1::text[] IS NOT NULL AND $2::integer[] IS NOT NULL"
+    for kept in TABLES
+)
