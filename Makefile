@@ -27,6 +27,7 @@ bench: .venv/dev.stamp .venv/servers.stamp  ## Measure the request path beside i
 	@$(BIN)/python -m bench.run
 	@$(BIN)/python -m bench.traffic
 	@$(BIN)/python -m bench.task_queues
+	@$(BIN)/python -m bench.task_latency
 
 lock:  ## Pin the newest versions that pyproject.toml allows
 	@scripts/lock

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -241,3 +245,45 @@ async def is_refused_with(queue: RabbitQueue, message: Message) -> bool:
         return bool(await queue.put([message]))
     except QueueUnavailable:
         return True
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Of 127.0.0.1, trusted here; and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *subject, *files]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return certificate, key
+
+
+async def test_words_go_both_ways_over_tls(
+    rabbit_node: Rabbits, settings: Rabbitmq, certificate: tuple[Path, Path]
+) -> None:
+    """The broker stands behind an end of TLS, as behind a balancer."""
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(*certificate)
+    (node,) = rabbit_node.nodes
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_node = await asyncio.open_connection("127.0.0.1", node.port)
+        with suppress(OSError):
+            await asyncio.gather(carry(reader, to_node[1]), carry(to_node[0], writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours) as server:
+        port = server.sockets[0].getsockname()[1]
+        safe = msgspec.structs.replace(settings, url=Secret(f"amqps://{USER}:{QUOTED}@127.0.0.1:{port}"))
+        async with open_rabbitmq(safe) as queue, queue.consume(TASKS, prefetch=5) as consumer:
+            words = [word_of(number) for number in range(3)]
+
+            assert await queue.put(words) == []
+            taken = [await consumer.take(1) for _ in words]
+
+    assert [delivery.message for (delivery,) in taken] == words

@@ -164,3 +164,14 @@ def test_a_message_without_headers_has_none() -> None:
     arrival = frames.delivered(data[begins:ends], data[header:header_ends], b"")
 
     assert (arrival.headers, arrival.tag, arrival.is_redelivered) == ({}, 5, False)
+
+
+async def test_a_connection_without_a_lane_leaves_everything_to_the_driver() -> None:
+    sorter = Sorter(asyncio.get_running_loop())
+    data = delivery(3, 1, b"whole") + pamqp.frame.marshal(Basic.Ack(1), 3)
+
+    sorter.feed_data(data[:9])
+    sorter.feed_data(data[9:])
+    sorter.feed_eof()
+
+    assert await sorter.read() == data
