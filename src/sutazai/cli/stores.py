@@ -75,7 +75,6 @@ def with_shards(work: Callable[[Sharding], Awaitable[int]]) -> int:
         async with open_bare(patient, data_dir) as database:
             await migrations.migrate(database, migrations.read())
             async with open_shards(database, patient, loaded.shards) as shards:
-                await shards.check_names()
                 return await work(Sharding(database=database, shards=shards, directory=Directory(database, shards)))
 
     return _told(run)

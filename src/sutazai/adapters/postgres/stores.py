@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -68,8 +68,8 @@ class Stores:
     schedules: ScheduleStore
     databases: Sequence[Database] = ()
     """Where tenants' data is kept, for its upkeep; none in memory."""
-    replay: ReplayStore | None = None
-    """None in memory, where nothing can have gone astray."""
+    replays: Mapping[str, ReplayStore] = field(default_factory=dict)
+    """By the name of the shard, empty where there is one database. None in memory, where nothing goes astray."""
 
 
 @asynccontextmanager
@@ -93,10 +93,6 @@ async def open_stores(
             yield _stores(database, max_length)
             return
         async with open_shards(database, settings, shards) as opened:
-            for one in opened.databases.values():
-                if one is not database:
-                    await migrate.migrate(one, migrate.read())
-            await opened.check_names()
             await opened.refresh()
             # No task group: it would wrap what the caller raises.
             following = asyncio.create_task(opened.run(), name="follow the shards")
@@ -132,7 +128,7 @@ def _stores(database: Database, max_length: int) -> Stores:
         tasks=PostgresTaskStore(database, max_length=max_length),
         queue=PostgresQueue(database, max_length=max_length),
         messages=PostgresMessageStore(database),
-        replay=PostgresReplayStore(database),
+        replays={"": PostgresReplayStore(database)},
         webhooks=PostgresWebhookStore(database),
         schedules=PostgresScheduleStore(database),
         files=PostgresFileStore(database),
@@ -149,6 +145,7 @@ def _sharded_stores(directory: Database, shards: Shards, max_length: int) -> Sto
         sessions=ShardedSessionStore(shards),
         tasks=ShardedTaskStore(shards, max_length=max_length),
         queue=ShardedQueue(shards, max_length=max_length),
+        replays={name: PostgresReplayStore(database) for name, database in shards.databases.items()},
         messages=ShardedMessageStore(shards),
         webhooks=ShardedWebhookStore(shards),
         schedules=ShardedScheduleStore(shards),
@@ -160,7 +157,7 @@ def _sharded_stores(directory: Database, shards: Shards, max_length: int) -> Sto
 async def open_shards(
     directory: Database, settings: DatabaseSettings, shards: Sequence[Shard]
 ) -> AsyncIterator[Shards]:
-    """Those of this process's region, as they are; nothing was read yet."""
+    """Those of this process's region, their tables brought up to date. Raises `StoreUnavailable`."""
     async with AsyncExitStack() as stack:
         databases: dict[str, Database] = {}
         for shard in shards:
@@ -169,7 +166,11 @@ async def open_shards(
             elif shard.region == settings.region and shard.url is not None:
                 own = msgspec.structs.replace(settings, replicas=shard.replicas)
                 databases[shard.name] = await stack.enter_async_context(connected(shard.url, own))
-        yield Shards(directory, databases, region=settings.region)
+        opened = Shards(directory, databases, region=settings.region)
+        for database in databases.values():
+            await migrate.migrate(database, migrate.read())
+        await opened.check_names()
+        yield opened
 
 
 def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextManager[Database]:
