@@ -236,7 +236,7 @@ async def test_a_batch_job_whose_day_is_over_has_files_of_what_was_answered(
     node.default = Answer(first_token_s=0.3)
     batch = await begun(client, *(line(number) for number in range(200, 602)))
     batch = await until(client, batch, lambda one: completed_in(one) > 0)
-    async with open_stores(Database(), data_dir) as stores, stores.databases[0].transaction() as connection:
+    async with open_stores(Database(), data_dir) as stores, stores.databases[""].transaction() as connection:
         statement = "UPDATE tasks SET deadline = now() WHERE parent = $1::text::uuid"
         await connection.execute(statement, batch.id.removeprefix("batch_"))
 

@@ -287,8 +287,8 @@ async def test_what_is_too_large_for_the_stream_is_named_without_its_data(stores
 async def test_a_transaction_that_commits_late_is_told_in_its_place(stores: Stores, told: Told) -> None:
     """Positions are given before the commit: the reader waits for whoever may still come with a lower one."""
     async with carrying(broadcast(stores, told.append, Source.MESSAGES)):
-        async with stores.databases[0].transaction() as late:
-            await late.execute(stores.databases[0].sql["send_message"], "acme", "slow", "", "1")
+        async with stores.databases[""].transaction() as late:
+            await late.execute(stores.databases[""].sql["send_message"], "acme", "slow", "", "1")
             await stores.messages.send("acme", "quick", sender="", body="2")
             await asyncio.sleep(10 * RHYTHM.look_s)
             assert told.messages == []

@@ -159,7 +159,7 @@ async def test_queues_are_refilled_with_what_may_be_started(url: str, run: Run) 
         lost = await stores.tasks.submit([draft] * 3)
         ended, later = await stores.tasks.submit([draft, replace(draft, run_at=datetime(2999, 1, 1, tzinfo=UTC))])
         await stores.tasks.cancel("acme", ended.id)
-        async with stores.databases[0].transaction() as connection:
+        async with stores.databases[""].transaction() as connection:
             await connection.execute("DELETE FROM dispatch")
         code, out, _ = await run("queues", "refill")
         async with stores.queue.consume(TASKS, prefetch=10) as consumer:

@@ -321,16 +321,20 @@ async def test_a_part_that_the_archive_did_not_take_is_written_the_next_time(pla
     assert await partitions.restore("tasks_2026_03", _chunks(place.archived["tasks_2026_03.csv.zst"])) == 1
 
 
-async def test_old_parts_go_to_the_object_store_of_the_settings_and_come_back(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shard", "name"), [("", "tasks_2020_q1.csv.zst"), ("eu1", "eu1/tasks_2020_q1.csv.zst")])
+async def test_old_parts_go_to_the_object_store_of_the_settings_and_come_back(
+    place: Place, tmp_path: Path, shard: str, name: str
+) -> None:
+    """Those of each shard below its name, for all shards have parts of the same names."""
     place.now = datetime.now(UTC)
     await place.task(datetime(2020, 3, 1, tzinfo=UTC))
     await place.task(place.now)
     settings = Settings(tasks=TaskSettings(partition="quarter", keep_months=12))
-    partitions = await upkeep.partitions(settings, place.database, tmp_path)
+    partitions = await upkeep.partitions(settings, place.database, tmp_path, shard=shard)
     await partitions.tend()
 
     assert await place.rows("tasks") == 1
-    packed = archived(open_objects(settings.objects, tmp_path), "tasks_2020_q1.csv.zst")
+    packed = archived(open_objects(settings.objects, tmp_path), name)
     assert await partitions.restore("tasks_2020_q1", packed) == 1
     assert await place.rows("archived_tasks_2020_q1") == 1
 

@@ -47,14 +47,14 @@ async def process(request: pytest.FixtureRequest, data_dir: Path) -> AsyncIterat
     """What a process has whose clock was set after it had begun."""
     async with fresh_stores(data_dir) as stores:
         own = Clock()
-        clock = DatabaseClock(stores.databases[0], wall=own)
+        clock = DatabaseClock(stores.databases[""], wall=own)
         await clock.ask()
         own.off = request.param
         yield replace(
             stores,
             clock=clock,
-            tasks=PostgresTaskStore(stores.databases[0], max_length=1000, wall=clock),
-            queue=PostgresQueue(stores.databases[0], wall=clock),
+            tasks=PostgresTaskStore(stores.databases[""], max_length=1000, wall=clock),
+            queue=PostgresQueue(stores.databases[""], wall=clock),
         )
 
 
@@ -142,9 +142,9 @@ async def test_a_schedule_is_due_at_its_time(process: Stores, submission: Submis
 
 
 async def test_partitions_are_those_of_the_time_of_the_database(process: Stores) -> None:
-    await Partitions(process.databases[0], wall=process.wall).tend()
+    await Partitions(process.databases[""], wall=process.wall).tend()
 
-    months = {part.name.removeprefix("tasks_") for part in await all_parts(process.databases[0]) if part.begin}
+    months = {part.name.removeprefix("tasks_") for part in await all_parts(process.databases[""]) if part.begin}
     assert f"{datetime.now(UTC):%Y_%m}" in {month.removeprefix("events_") for month in months}
     assert min(months) >= f"{datetime.now(UTC):%Y_%m}"
 
@@ -161,4 +161,4 @@ async def test_nobody_is_taken_for_gone(process: Stores, submission: Submission)
 @pytest.fixture
 async def database(data_dir: Path) -> AsyncIterator[Database]:
     async with fresh_stores(data_dir) as stores:
-        yield stores.databases[0]
+        yield stores.databases[""]

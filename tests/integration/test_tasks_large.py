@@ -104,10 +104,9 @@ async def test_events_give_the_very_task_whose_result_is_an_object(
     await done(wire, (await wire.answer()).json["id"])
 
     async with open_stores(Database(url=Secret(url)), data_dir) as stores:
-        assert stores.replay is not None
-        async with stores.replay.session() as session:
+        async with stores.replays[""].session() as session:
             verified = await verify(session, note=lambda _: None)
-        async with stores.replay.session() as session:
+        async with stores.replays[""].session() as session:
             replayed = await replay(session, until=None, note=lambda _: None)
 
     assert verified.is_whole

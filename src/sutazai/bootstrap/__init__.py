@@ -233,7 +233,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
             lambda: chain(
                 gauges(pipeline, server, ledger),
                 task_gauges(task_queue, worker),
-                database_gauges([state for one in stores.databases if (state := one.servers())]),
+                database_gauges([state for one in stores.databases.values() if (state := one.servers())]),
             )
         )
 

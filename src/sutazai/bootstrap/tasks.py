@@ -98,7 +98,7 @@ async def begin_queue(
     if stores.clock is not None:
         begin(stores.clock.run, "ask the database for its time")
     begin(lambda: sweep(stores.tasks, stores.wall), "look at deadlines of tasks")
-    for database in stores.databases:
+    for database in stores.databases.values():
         begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
     if settings.rabbitmq.url is None:
         depths = Depths([stores.queue], names)

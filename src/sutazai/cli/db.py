@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import cyclopts
 
-from sutazai.adapters.objects.archive import archived
+from sutazai.adapters.objects.archive import archive_name, archived
 from sutazai.adapters.postgres import migrate as migrations
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.partitions import Part, Partitions, all_parts
@@ -156,7 +156,7 @@ def partitions(*, json: bool = False) -> int:
 
 
 @app.command
-def restore(name: str) -> int:
+def restore(name: str, *, shard: str = "") -> int:
     """
     Read a part of the tables that was written to the object store into a table of its own, `archived_NAME`.
 
@@ -168,17 +168,19 @@ def restore(name: str) -> int:
     ----------
     name
         Of the part, such as `tasks_2026_01` or `events_2026_q1`.
+    shard
+        The shard that it is of; needed where there are several.
     """
 
     async def work(database: Database, objects: ObjectStore) -> int:
         try:
-            rows = await Partitions(database).restore(name, archived(objects, f"{name}.csv.zst"))
+            rows = await Partitions(database).restore(name, archived(objects, archive_name(shard, f"{name}.csv.zst")))
         except NotFound:
             return refuse(f"The object store had no part {name!r} in its folder `archive`. Give the name of one.")
         sys.stdout.write(f"archived_{name}: {rows} rows\n")
         return 0
 
-    return with_archive(work)
+    return with_archive(shard, work)
 
 
 def _said(done: Sequence[migrations.Migration], *, dry_run: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ _DETAIL = 120
 
 
 @app.command
-def tail(*, after: int | None = None, json: bool = False) -> int:
+def tail(*, after: int | None = None, shard: str = "", json: bool = False) -> int:
     """
     Print events as they happen, until Ctrl-C.
 
@@ -49,6 +49,8 @@ def tail(*, after: int | None = None, json: bool = False) -> int:
     ----------
     after
         Begin past this position; 0 = with the oldest. Without it with what comes from now on.
+    shard
+        The shard to look at; needed where there are several.
     json
         Print a line of JSON for each.
     """
@@ -65,12 +67,12 @@ def tail(*, after: int | None = None, json: bool = False) -> int:
                 await asyncio.sleep(POLL_S)
 
     with suppress(KeyboardInterrupt):
-        return _with_replays(work)
+        return _with_replays(work, shard)
     return 0
 
 
 @app.command
-def export(file: Path | None = None) -> int:
+def export(file: Path | None = None, *, shard: str = "") -> int:
     """
     Write all events as lines of JSON, in the order they were kept.
 
@@ -83,6 +85,8 @@ def export(file: Path | None = None) -> int:
     ----------
     file
         Where to; standard output without it.
+    shard
+        The shard to look at; needed where there are several.
     """
 
     async def work(replays: ReplayStore) -> int:
@@ -96,11 +100,11 @@ def export(file: Path | None = None) -> int:
         complain(f"{count:,} events were written.")
         return 0
 
-    return _with_replays(work)
+    return _with_replays(work, shard)
 
 
 @app.command
-def replay(*, until: str | None = None, task: str | None = None, json: bool = False) -> int:
+def replay(*, until: str | None = None, task: str | None = None, shard: str = "", json: bool = False) -> int:
     """
     Make all tasks anew from their events, in the table `tasks_replayed`, and prove that they are those that are kept.
 
@@ -115,6 +119,8 @@ def replay(*, until: str | None = None, task: str | None = None, json: bool = Fa
         A time such as `2026-11-01T12:00:00Z`; of UTC where it names no zone.
     task
         The id of one task.
+    shard
+        The shard to look at; needed where there are several.
     json
         Print JSON.
     """
@@ -133,11 +139,11 @@ def replay(*, until: str | None = None, task: str | None = None, json: bool = Fa
             found = await replaying.replay(session, until=moment, note=note)
         return _tell(found, time.monotonic() - began, json=json)
 
-    return _in_session(work)
+    return _in_session(work, shard)
 
 
 @app.command
-def verify(*, json: bool = False) -> int:
+def verify(*, shard: str = "", json: bool = False) -> int:
     """
     Look whether all events of every task are there, can be read, and give the task that is kept.
 
@@ -147,6 +153,8 @@ def verify(*, json: bool = False) -> int:
 
     Parameters
     ----------
+    shard
+        The shard to look at; needed where there are several.
     json
         Print JSON.
     """
@@ -157,24 +165,30 @@ def verify(*, json: bool = False) -> int:
             found = await replaying.verify(session, note=note)
         return _tell(found, time.monotonic() - began, json=json)
 
-    return _in_session(work)
+    return _in_session(work, shard)
 
 
-def _with_replays(work: Callable[[ReplayStore], Awaitable[int]]) -> int:
+def _with_replays(work: Callable[[ReplayStore], Awaitable[int]], shard: str) -> int:
     async def on_stores(stores: Stores) -> int:
-        if stores.replay is None:
-            return refuse("These stores keep no events. Set `database.url`.")
-        return await work(stores.replay)
+        found = stores.replays.get(shard) or (None if shard else _only(stores.replays))
+        if found is None:
+            known = ", ".join(filter(None, stores.replays)) or "none"
+            return refuse(f"Each shard has events of its own. Name one with --shard; there are: {known}.")
+        return await work(found)
 
     return with_stores(on_stores)
 
 
-def _in_session(work: Callable[[ReplaySession], Awaitable[int]]) -> int:
+def _only(replays: Mapping[str, ReplayStore]) -> ReplayStore | None:
+    return next(iter(replays.values())) if len(replays) == 1 else None
+
+
+def _in_session(work: Callable[[ReplaySession], Awaitable[int]], shard: str) -> int:
     async def on_replays(replays: ReplayStore) -> int:
         async with replays.session() as session:
             return await work(session)
 
-    return _with_replays(on_replays)
+    return _with_replays(on_replays, shard)
 
 
 async def _show(session: ReplaySession, task_id: str, until: datetime | None, *, json: bool) -> int:

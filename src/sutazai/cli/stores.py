@@ -84,20 +84,26 @@ def with_shards(work: Callable[[Sharding], Awaitable[int]]) -> int:
         async with open_bare(patient, data_dir) as database:
             await migrations.migrate(database, migrations.read())
             async with open_shards(database, patient, loaded.shards) as shards:
-                await shards.check_names()
                 return await work(Sharding(database=database, shards=shards, directory=Directory(database, shards)))
 
     return _told(run)
 
 
-def with_archive(work: Callable[[Database, ObjectStore], Awaitable[int]]) -> int:
-    """The same with the store of objects beside it."""
+def with_archive(shard: str, work: Callable[[Database, ObjectStore], Awaitable[int]]) -> int:
+    """The same on the database of a shard, or the only one, with the store of objects beside it."""
 
     async def run() -> int:
         loaded, data_dir = _loaded()
         objects = await asyncio.to_thread(open_objects, loaded.objects, data_dir)
-        async with open_bare(loaded.database, data_dir) as database:
-            return await work(database, objects)
+        async with (
+            open_bare(loaded.database, data_dir) as database,
+            open_shards(database, loaded.database, loaded.shards) as shards,
+        ):
+            databases = shards.databases or {"": database}
+            if shard not in databases:
+                known = ", ".join(shards.databases) or "none"
+                return refuse(f"Each shard has parts of its own. Name one with --shard; there are: {known}.")
+            return await work(databases[shard], objects)
 
     return _told(run)
 

@@ -50,6 +50,11 @@ async def archived(objects: ObjectStore, name: str) -> AsyncIterator[bytes]:
         yield await objects.get(_part(name, f"{number:06}"))
 
 
+def archive_name(shard: str, name: str) -> str:
+    """What a file of a shard is called: shards have parts of the same names. With an empty shard the name alone."""
+    return f"{shard}/{name}" if shard else name
+
+
 async def set_aside(objects: ObjectStore, part: str, names: Sequence[str]) -> None:
     """
     Move objects below `archive/PART.results`; those that were moved before are passed over.

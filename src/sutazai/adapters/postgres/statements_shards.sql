@@ -9,8 +9,15 @@ SELECT name, region FROM shards ORDER BY added_at, name
 -- name: slots_of_region
 SELECT slot, shard FROM shard_slots WHERE region = $1
 
--- name: homes_of_tenants
-SELECT name, region FROM tenants WHERE region <> ''
+-- name: tell_weights
+-- Those that are the default again need not be there.
+WITH news AS (
+    SELECT * FROM unnest($1::text[], $2::float8[]) AS given (name, weight)
+), gone AS (
+    DELETE FROM tenants WHERE name NOT IN (SELECT name FROM news)
+)
+INSERT INTO tenants (name, weight, priority, limits) SELECT name, weight, 'normal', '{}' FROM news ORDER BY name
+ON CONFLICT (name) DO UPDATE SET weight = excluded.weight WHERE tenants.weight <> excluded.weight
 
 -- name: shard_here
 SELECT name FROM shard_here

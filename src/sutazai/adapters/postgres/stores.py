@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,12 +73,13 @@ class Stores:
     webhooks: WebhookStore
     schedules: ScheduleStore
     marks: Marks
-    databases: Sequence[Database] = ()
-    """Where tenants' data is kept, for its upkeep; none in memory."""
+    databases: Mapping[str, Database] = field(default_factory=dict)
+    """Where tenants' data is kept, for its upkeep, by the name of the shard: empty where there are no shards. None in
+    memory."""
     clock: DatabaseClock | None = None
     """The time of the first database; None in memory."""
-    replay: ReplayStore | None = None
-    """None in memory, where nothing can have gone astray."""
+    replays: Mapping[str, ReplayStore] = field(default_factory=dict)
+    """As `databases`. None in memory, where nothing goes astray."""
     broadcasts: Sequence[BroadcastStore] = ()
     """One of each database; none in memory, which no broker is beside."""
 
@@ -116,10 +117,6 @@ async def open_stores(
             yield _stores(database, clock, max_length, promote_after_s)
             return
         async with open_shards(database, settings, shards) as opened:
-            for one in opened.databases.values():
-                if one is not database:
-                    await migrate.migrate(one, migrate.read())
-            await opened.check_names()
             await opened.refresh()
             # No task group: it would wrap what the caller raises.
             following = asyncio.create_task(opened.run(), name="follow the shards")
@@ -146,7 +143,7 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_after_s: float) -> Stores:
     return Stores(
-        databases=[database],
+        databases={"": database},
         marks=database,
         keys=PostgresKeyStore(database),
         usage=PostgresUsageStore(database),
@@ -157,7 +154,7 @@ def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_a
         tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
         queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
         messages=PostgresMessageStore(database),
-        replay=PostgresReplayStore(database),
+        replays={"": PostgresReplayStore(database)},
         broadcasts=[PostgresBroadcastStore(database)],
         webhooks=PostgresWebhookStore(database),
         schedules=PostgresScheduleStore(database),
@@ -169,7 +166,7 @@ def _sharded_stores(
     directory: Database, shards: Shards, clock: DatabaseClock, max_length: int, promote_after_s: float
 ) -> Stores:
     return Stores(
-        databases=list(shards.databases.values()),
+        databases=shards.databases,
         marks=ShardedMarks(shards),
         keys=PostgresKeyStore(directory),
         usage=PostgresUsageStore(directory),
@@ -179,6 +176,7 @@ def _sharded_stores(
         clock=clock,
         tasks=ShardedTaskStore(shards, max_length=max_length, wall=clock),
         queue=ShardedQueue(shards, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
+        replays={name: PostgresReplayStore(database) for name, database in shards.databases.items()},
         messages=ShardedMessageStore(shards),
         broadcasts=[PostgresBroadcastStore(database, shard=name) for name, database in shards.databases.items()],
         webhooks=ShardedWebhookStore(shards),
@@ -191,7 +189,7 @@ def _sharded_stores(
 async def open_shards(
     directory: Database, settings: DatabaseSettings, shards: Sequence[Shard]
 ) -> AsyncIterator[Shards]:
-    """Those of this process's region, as they are; nothing was read yet."""
+    """Those of this process's region, their tables brought up to date. Raises `StoreUnavailable`."""
     async with AsyncExitStack() as stack:
         databases: dict[str, Database] = {}
         for shard in shards:
@@ -200,7 +198,11 @@ async def open_shards(
             elif shard.region == settings.region and shard.url is not None:
                 own = msgspec.structs.replace(settings, replicas=shard.replicas)
                 databases[shard.name] = await stack.enter_async_context(connected(shard.url, own))
-        yield Shards(directory, databases, region=settings.region)
+        opened = Shards(directory, databases, region=settings.region)
+        for database in databases.values():
+            await migrate.migrate(database, migrate.read())
+        await opened.check_names()
+        yield opened
 
 
 def connected(url: Secret, settings: DatabaseSettings) -> AbstractAsyncContextManager[Database]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.sharded.shards import Shards
 from sutazai.core.errors import BadRequest, Conflict
@@ -73,8 +72,6 @@ class Directory:
         if shard is None:
             known = ", ".join(self._shards.databases) or "none"
             raise BadRequest(f"No shard {name!r} is in `[[shards]]` of this region; there are: {known}.", where="name")
-        await migrate.migrate(shard, migrate.read())
-        await self._shards.check_names()
         is_first = not await self.owners()
         if is_first and shard is not self._database and await _is_used(self._database):
             raise Conflict(

@@ -50,6 +50,9 @@ class Shards:
         self.region = region
         self._owners: Sequence[str] = [""] * SLOTS
         self._homes: Mapping[str, str] = {}
+        self._weights: Mapping[str, float] = {}
+        self._told: dict[str, Mapping[str, float]] = {}
+        """By shard, the weights that it knows."""
         self._readings = 0
         self._turn = asyncio.Lock()
 
@@ -57,11 +60,13 @@ class Shards:
         """Read the tables anew. Raises `StoreUnavailable`; what was known then stays."""
         async with self._directory.transaction() as connection:
             slots = await connection.fetch(self._sql["slots_of_region"], self.region)
-            homes = await connection.fetch(self._sql["homes_of_tenants"])
+            tenants = await connection.fetch(self._sql["all_tenants"])
         owners = [""] * SLOTS
         for slot, shard in slots:
             owners[slot] = shard
-        self._owners, self._homes = owners, dict(homes)
+        self._owners = owners
+        self._homes = {row["name"]: row["region"] for row in tenants if row["region"]}
+        self._weights = {row["name"]: row["weight"] for row in tenants}
         self._readings += 1
 
     async def run(self) -> None:
@@ -71,6 +76,21 @@ class Shards:
                 await self.refresh()
             except StoreUnavailable as error:
                 log.warning("the table of shards was not read; the known one stays", why=error.message)
+            await self._tell_weights()
+
+    async def _tell_weights(self) -> None:
+        """Write the weights of tenants into shards that do not know them: their queues go by them."""
+        weights = self._weights
+        for name, database in self.databases.items():
+            if database is self._directory or self._told.get(name) == weights:
+                continue
+            try:
+                async with database.transaction() as connection:
+                    await connection.execute(self._sql["tell_weights"], list(weights), list(weights.values()))
+            except StoreUnavailable as error:
+                log.warning("a shard was not told the weights of tenants", shard=name, why=error.message)
+            else:
+                self._told[name] = weights
 
     async def check_names(self) -> None:
         """Raises `StoreUnavailable` where a shard's address leads to another one."""
