@@ -78,7 +78,6 @@ WITHOUT_TABLES = {
     "lock_message_name",
     "newest_position",
     "newest_message",
-    "tell_tasks",
     "tell_queues",
     "writers",
     "time_now",
@@ -137,7 +136,7 @@ async def cases(connection: Any) -> Cases:
         "insert_tasks": [
             [new, at, *columns("t1", "u", "a", "q", "pending", 1, None, "{}", 1, 0, NOW, None, None, "", None)]
         ],
-        "append_events": [[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at]],
+        "append_events": [[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, ""]],
         "lock_tasks": [one, many],
         "tasks_by_id": [[None, *one], ["t1", *one], ["t1", *many]],
         "task_versions": [one, many],

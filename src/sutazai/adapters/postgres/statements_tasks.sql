@@ -20,9 +20,13 @@ SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::
     $15::text[], $16::text[], $17::timestamptz[])
 
 -- name: append_events
-INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
-SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::text[],
-    $8::timestamptz[])
+-- And tell whoever listens of their tasks, in one round trip; it is heard when the transaction commits.
+WITH kept AS (
+    INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::text[],
+        $8::timestamptz[])
+)
+SELECT pg_notify('sutazai_tasks', $9)
 
 -- name: lock_tasks
 -- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
@@ -142,9 +146,6 @@ FROM events
 WHERE position > $1 AND position <= $3
 ORDER BY position
 LIMIT $2
-
--- name: tell_tasks
-SELECT pg_notify('sutazai_tasks', $1)
 
 -- name: tell_queues
 SELECT pg_notify('sutazai_queues', queue) FROM unnest($1::text[]) AS told (queue)

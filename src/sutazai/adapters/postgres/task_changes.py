@@ -104,8 +104,9 @@ class TaskChanges:
             await self._connection.execute(self._sql["save_tasks"], *changed_rows(list(self._changed.values())))
         if not self._events:
             return
-        await self._connection.execute(self._sql["append_events"], *self._event_columns())
         last_events = {task.id: event for task, event in self._events}
+        told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
+        await self._connection.execute(self._sql["append_events"], *self._event_columns(), told)
         pending = [task for task in self._touched() if task.status is TaskStatus.PENDING and task.id in last_events]
         await put(
             self._connection,
@@ -114,8 +115,6 @@ class TaskChanges:
             now=self.now,
         )
         await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
-        told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
-        await self._connection.execute(self._sql["tell_tasks"], told)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
