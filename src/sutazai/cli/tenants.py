@@ -22,7 +22,7 @@ A tenant is a name that keys carry. Those that nobody set have the defaults of `
 Example: `sutazai tenants set acme --weight 2 --requests-per-minute 600`""",
 )
 
-_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "REGION", "LIMITS", "BURST", "KEYS")
+_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "KEYS", "REGION")
 
 
 @app.command(name="set")
@@ -164,4 +164,4 @@ def _shown(tenant: Tenant, *, is_defined: bool) -> dict[str, object]:
 def _cells(tenant: Tenant, keys: int) -> list[str]:
     priority = tenant.priority.name.lower()
     burst = f"{tenant.limits.burst_s:g} s"
-    return [tenant.name, f"{tenant.weight:g}", priority, tenant.region, told(tenant.limits), burst, str(keys)]
+    return [tenant.name, f"{tenant.weight:g}", priority, told(tenant.limits), burst, str(keys), tenant.region]
