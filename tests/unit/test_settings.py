@@ -526,6 +526,28 @@ def test_replicas_need_a_primary_and_are_hidden() -> None:
     assert 'replicas = ["…"]' in show(right)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[[shards]]\nname = 'a b'", "was not 1 to 64 letters, digits and . _ -"),
+        ("[[shards]]\nname = 'a'\nurl = 'mysql://x'", "was no PostgreSQL address"),
+        ("[[shards]]\nname = 'a'\nreplicas = ['postgresql://a/b']", "stood without a url"),
+        ("[[shards]]\nname = 'a'\n[[shards]]\nname = 'a'\nurl = 'postgresql://a/b'", "named a 2 times"),
+        ("[[shards]]\nname = 'a'\n[[shards]]\nname = 'b'", "left the url out more than once"),
+        ("[database]\nregion = 'eu'\n[[shards]]\nname = 'a'\nregion = 'us'", "had none for the region 'eu'"),
+        ("[[shards]]\nname = 'a'\nregion = 'us'", "which names no region"),
+    ],
+)
+def test_shards_that_cannot_be_meant_are_a_mistake(text: str, why: str) -> None:
+    assert why in only_mistake(text)
+
+
+def test_the_addresses_of_shards_are_hidden() -> None:
+    settings = parse("[[shards]]\nname = 'a'\nurl = 'postgresql://me:sesame@a/b'", {})
+
+    assert "sesame" not in show(settings) + repr(plain(settings))
+
+
 def test_plain_settings_have_only_what_json_knows() -> None:
     settings = parse("[database]\nurl = 'postgresql://a:b@c/d'\n[models.a]", {})
 

@@ -177,6 +177,11 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
     ("Web", "allowed"): st.sampled_from([(), ("hooks.example:8443", "10.0.0.0/8"), ("::1",)]),
     ("Database", "url"): st.none(),
     ("Database", "replicas"): st.just(()),
+    ("Database", "region"): st.just(""),  # that of a shard at least
+    ("Shard", "name"): st.from_regex(r"[A-Za-z0-9._-]{1,9}", fullmatch=True),
+    ("Shard", "url"): st.none(),
+    ("Shard", "replicas"): st.just(()),
+    ("Shard", "region"): st.just(""),
     ("Auto", "name"): ANY_TEXT.filter(str.isprintable),
     ("Auto", "simple_queries"): CHAINS,
     ("Auto", "complex_analysis"): CHAINS,
@@ -211,6 +216,7 @@ SPECIAL: dict[tuple[str, str], st.SearchStrategy[object]] = {
         st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
         max_size=3,
     ),
+    ("Settings", "shards"): st.deferred(lambda: st.lists(groups(model.Shard), max_size=1).map(tuple)),
     ("Settings", "nodes"): st.deferred(
         lambda: st.lists(groups(model.NodeSettings), max_size=3, unique_by=lambda node: node.name).map(tuple)
     ),

@@ -22,7 +22,7 @@ A tenant is a name that keys carry. Those that nobody set have the defaults of `
 Example: `sutazai tenants set acme --weight 2 --requests-per-minute 600`""",
 )
 
-_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "REGION", "LIMITS", "BURST", "TASKS", "KEYS")
+_HEADS = ("TENANT", "WEIGHT", "PRIORITY", "LIMITS", "BURST", "TASKS", "KEYS", "REGION")
 
 
 @app.command(name="set")
@@ -176,4 +176,4 @@ def _cells(tenant: Tenant, keys: int) -> list[str]:
     waiting = "" if tenant.waiting_tasks is None else f"{tenant.waiting_tasks:,}"
     burst = f"{tenant.limits.burst_s:g} s"
     limits = told(tenant.limits)
-    return [tenant.name, f"{tenant.weight:g}", priority, tenant.region, limits, burst, waiting, str(keys)]
+    return [tenant.name, f"{tenant.weight:g}", priority, limits, burst, waiting, str(keys), tenant.region]

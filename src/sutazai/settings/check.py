@@ -404,9 +404,7 @@ def _shards(settings: model.Settings) -> Iterator[Mistake]:
     yield from _repeated("shards", [shard.name for shard in shards])
     if sum(shard.url is None for shard in shards) > 1:
         yield ("shards",), "left the url out more than once; only one shard can be `[database]` itself"
-    if region and not shards:
-        yield ("database", "region"), "was given without `[[shards]]`; give the shards of the region, or leave it out"
-    elif shards and all(shard.region != region for shard in shards):
+    if shards and all(shard.region != region for shard in shards):
         here = f"the region {region!r} of `[database]`" if region else "`[database]`, which names no region"
         yield ("shards",), f"had none for {here}; give one the same region"
 

@@ -112,7 +112,8 @@ class Database(Group, frozen=True):
 
     region: str = ""
     """Where this process runs. With `[[shards]]` it opens those of its region alone, and keeps data only of tenants
-    whose home it is (`sutazai tenants set NAME --region`). Empty: there are no regions."""
+    whose home it is (`sutazai tenants set NAME --region`). Empty: there are no regions. Without `[[shards]]` it means
+    nothing."""
 
 
 class Shard(Group, frozen=True):
