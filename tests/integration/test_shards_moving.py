@@ -24,7 +24,7 @@ from sutazai.adapters.postgres.sharded.rows import TABLES
 from sutazai.adapters.postgres.sharded.shards import Shards
 from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
 from sutazai.adapters.postgres.stores import Stores
-from sutazai.core.errors import Conflict
+from sutazai.core.errors import Conflict, StoreUnavailable
 from sutazai.core.file import File
 from sutazai.core.schedule import Schedule
 from sutazai.core.session import Message, Session
@@ -249,6 +249,22 @@ async def test_a_slot_that_is_on_its_way_cannot_go_somewhere_else(stores: Stores
 
     with pytest.raises(Conflict, match="on its way from 'odd' to 'even'"):
         await moved(mover_of(stores), source="even", target="odd")
+
+
+async def test_of_two_who_move_the_same_slot_only_the_second_hands_it_over(stores: Stores, urls: Sequence[str]) -> None:
+    """The first one finds that it was overtaken, whatever it had reached, and both shards never own the slot."""
+    await filled(stores, MOVED)
+    before = await seen(stores, MOVED)
+
+    async def overtake(name: str) -> None:
+        if name == "compared":
+            await moved(mover_of(stores))
+
+    with pytest.raises(StoreUnavailable, match="nother process"):
+        await moved(mover_of(stores, after=overtake))
+
+    assert await seen(stores, MOVED) == before
+    assert set((await rows(urls[1], slot_of(MOVED))).values()) == {0}
 
 
 async def test_what_was_deleted_during_a_move_stays_deleted(stores: Stores, urls: Sequence[str]) -> None:

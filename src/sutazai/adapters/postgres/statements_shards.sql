@@ -50,16 +50,23 @@ SELECT slot, state FROM slots_here WHERE slot = ANY ($1::smallint[])
 
 -- name: expect_slots
 -- Only what is owned here already stays as it is.
-INSERT INTO slots_here (slot, state) SELECT slot, 'arriving' FROM unnest($1::smallint[]) AS wanted (slot)
-ON CONFLICT (slot) DO UPDATE SET state = 'arriving' WHERE slots_here.state <> 'owned'
+INSERT INTO slots_here (slot, state, mover) SELECT slot, 'arriving', $2 FROM unnest($1::smallint[]) AS wanted (slot)
+ON CONFLICT (slot) DO UPDATE SET state = 'arriving', mover = excluded.mover WHERE slots_here.state <> 'owned'
 RETURNING slot
 
 -- name: turn_slots
 UPDATE slots_here SET state = $3 WHERE slot = ANY ($1::smallint[]) AND state = $2 RETURNING slot
 
+-- name: own_slots
+-- Not where somebody else has begun anew.
+UPDATE slots_here SET state = 'owned', mover = ''
+WHERE slot = ANY ($1::smallint[]) AND state = 'arriving' AND mover = $2
+RETURNING slot
+
 -- name: hold_slots
 -- Keeps their state until the end of the transaction.
-SELECT slot FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = $2 FOR SHARE
+SELECT slot FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = $2 AND (state <> 'arriving' OR mover = $3)
+FOR SHARE
 
 -- name: fence_slots
 -- Waits for all who are in, and keeps others out until the end of the transaction.

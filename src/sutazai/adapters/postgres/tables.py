@@ -119,7 +119,13 @@ Table(
     _given("begun_at", WHEN, server_default=text("clock_timestamp()")),
 )
 Table("shard_here", metadata, _key("name", Text))
-Table("slots_here", metadata, _key("slot", SmallInteger), _given("state", Text))
+Table(
+    "slots_here",
+    metadata,
+    _key("slot", SmallInteger),
+    _given("state", Text),
+    _given("mover", Text, server_default=text("''")),
+)
 
 audit = Table(
     "audit",

@@ -30,7 +30,9 @@ CREATE TABLE shard_here (
 );
 CREATE TABLE slots_here (
     slot smallint PRIMARY KEY,
-    state text NOT NULL CHECK (state IN ('owned', 'arriving', 'abandoned', 'left'))
+    state text NOT NULL CHECK (state IN ('owned', 'arriving', 'abandoned', 'left')),
+    -- Of what is arriving: who moves it. Somebody else who begins anew takes its place.
+    mover text NOT NULL DEFAULT ''
 );
 
 -- The slot of a tenant, as `policy/sharding.py` has it, and the one in the id of a task.

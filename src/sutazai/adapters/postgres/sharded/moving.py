@@ -154,7 +154,7 @@ class Mover:
             self._note(progress)
 
         async with self._of(target).transaction() as connection:
-            if len(await connection.fetch(self._sql["expect_slots"], slots)) != len(slots):
+            if len(await connection.fetch(self._sql["expect_slots"], slots, rows.mover)) != len(slots):
                 raise StoreUnavailable(f"The shard {target!r} owned a slot meanwhile. Begin the move again.")
         await self._step("expected", progress)
         mark = await rows.mark()
@@ -176,7 +176,7 @@ class Mover:
             await rows.copy_tables(tenants, note)
             counts = await rows.verify(tenants)
             await self._step("compared", progress)
-            await self._own(source, target, slots)
+            await self._own(source, target, slots, rows.mover)
             await self._step("owned", progress)
             await self._give(slots, target)
         except BaseException:
@@ -233,12 +233,12 @@ class Mover:
             await asyncio.sleep(FENCE_PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
-    async def _own(self, source: str, target: str, slots: Sequence[int]) -> None:
+    async def _own(self, source: str, target: str, slots: Sequence[int], mover: str) -> None:
         async with self._of(source).transaction() as connection:
             number = await connection.fetchval(self._sql["last_message_number"])
         async with self._of(target).transaction() as connection:
             await connection.fetchval(self._sql["raise_message_number"], number)
-            if len(await connection.fetch(self._sql["turn_slots"], slots, "arriving", "owned")) != len(slots):
+            if len(await connection.fetch(self._sql["own_slots"], slots, mover)) != len(slots):
                 raise StoreUnavailable("Another process moved the slots too, and was first. Look with `shards list`.")
 
     async def _give(self, slots: Sequence[int], target: str) -> None:

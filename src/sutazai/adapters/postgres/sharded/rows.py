@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
@@ -86,6 +86,8 @@ class Rows:
         self._target = target
         self._sql = source.sql
         self._slots = list(slots)
+        self.mover = uuid4().hex
+        """Who has to be the one that moves them, for anything to be written."""
         self.copied = 0
         """Tasks and other rows written so far."""
 
@@ -278,13 +280,13 @@ class Rows:
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Connection]:
-        async with held(self._target, self._slots, "arriving") as connection:
+        async with _held(self._target, self._slots, "arriving", self.mover) as connection:
             await connection.execute(self._sql["plain_forms"])
             yield connection
 
     @asynccontextmanager
     async def _leaving(self) -> AsyncIterator[Connection]:
-        async with held(self._source, self._slots, "left") as connection:
+        async with _held(self._source, self._slots, "left", self.mover) as connection:
             yield connection
 
 
@@ -292,10 +294,10 @@ GIVEN_UP = "Nothing was handed over; begin the move again."
 
 
 @asynccontextmanager
-async def held(database: Database, slots: Sequence[int], state: str) -> AsyncIterator[Connection]:
+async def _held(database: Database, slots: Sequence[int], state: str, mover: str) -> AsyncIterator[Connection]:
     """A transaction in which the slots stay as they are. Raises `StoreUnavailable` where they are something else."""
     async with database.transaction(within_s=PIECE_S) as connection:
-        rows = await connection.fetch(database.sql["hold_slots"], slots, state)
+        rows = await connection.fetch(database.sql["hold_slots"], slots, state, mover)
         if len(rows) != len(slots):
             raise StoreUnavailable(f"The slots were not {state!r} any more: another process moves them too. Stop one.")
         yield connection
