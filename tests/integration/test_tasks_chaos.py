@@ -25,7 +25,7 @@ from sutazai.core.task import Task, TaskDraft, TaskStatus
 from sutazai.settings.model import Database
 from sutazai.settings.secret import Secret
 
-WORKER = Path(__file__).parents[1] / "task_worker.py"
+ROOT = Path(__file__).parents[2]
 TASKS = 1000
 PAUSE_S = "0.05"
 
@@ -47,11 +47,13 @@ class Workers:
         self._started += 1
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(WORKER),
+            "-m",
+            "tests.task_worker",
             self._url,
             str(self._data_dir),
             f"worker-{self._started}",
             *self._broker,
+            cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
