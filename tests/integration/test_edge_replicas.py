@@ -16,6 +16,7 @@ from tests.shards import divide
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database as OpenDatabase
 from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.partitions import Partitions
 from sutazai.adapters.postgres.stores import connected
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.task import Completed, Task
@@ -292,6 +293,7 @@ async def test_tenants_of_shards_read_from_replicas_too(well: Pair, gateways: St
         for name, (at_primary, _) in zip(("even", "odd"), urls, strict=True):
             opened_here = await stack.enter_async_context(open_database(at_primary, timeout_s=30.0))
             await migrate.migrate(opened_here, migrate.read())
+            await Partitions(opened_here).tend()  # so that the gateway locks no table while replay is paused
             databases[name] = opened_here
         await divide(databases)
     (even, even_too), (odd, odd_too) = urls
