@@ -88,7 +88,7 @@ SELECT last_value FROM agent_messages_number_seq
 
 -- name: raise_message_number
 -- Far enough that nobody who takes one meanwhile has it overtaken.
-SELECT setval('agent_messages_number_seq', $1::bigint + 10000) FROM agent_messages_number_seq WHERE last_value < $1
+SELECT setval('agent_messages_number_seq', $1::bigint + 10000) FROM agent_messages_number_seq WHERE last_value <= $1
 
 -- name: task_keys_of_tenant
 SELECT id, created_at, pg_column_size(draft) + pg_column_size(result) + pg_column_size(checkpoint) AS size_bytes

@@ -108,14 +108,14 @@ class Rows:
         """A position: what was done to tasks up to it can be seen by now."""
         async with self._source.transaction() as connection:
             position = int(await connection.fetchval(self._sql["given_position"]))
-            writers = set(await connection.fetchval(self._sql["event_writers"]))
+            writers = set(await connection.fetchval(self._sql["writers"], "events"))
         until = monotonic() + WRITER_S
         while writers:
             if monotonic() > until:
                 raise StoreUnavailable(f"A transaction wrote events for more than {WRITER_S:g} s. {GIVEN_UP}")
             await asyncio.sleep(POLL_S)
             async with self._source.transaction() as connection:
-                writers &= set(await connection.fetchval(self._sql["event_writers"]))
+                writers &= set(await connection.fetchval(self._sql["writers"], "events"))
         return position
 
     async def copy_tasks(self, tenants: Sequence[str], note: Callable[[], None]) -> None:
