@@ -138,7 +138,7 @@ class LossyWay:
             answers = asyncio.create_task(self._pump(server, client), name="answers")
             self._tasks.add(answers)
             while chunk := await loop.sock_recv(client, 65536):
-                if b"COMMIT" in chunk and not self._lost:
+                if b"COMMIT;" in chunk and not self._lost:
                     self._lost = True
                     answers.cancel()
                     if self._forward:
