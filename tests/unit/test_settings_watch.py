@@ -237,6 +237,7 @@ async def test_each_group_is_either_applied_or_needs_a_restart(tmp_path: Path, n
         "batching": "[batching]\nmax_requests = 2",
         "hedging": "[hedging]\nembeddings = true",
         "cache": "[cache]\nenabled = false",
+        "shards": "[[shards]]\nname = 'a'",
         "redis": "[redis]\nprefix = 'a'",
         "rabbitmq": "[rabbitmq]\nprefix = 'a'",
         "objects": "[objects]\nregion = 'a'",
