@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.sharded.shards import ANY, Shards
-from sutazai.core.errors import Conflict
+from sutazai.core.errors import Conflict, StoreUnavailable
 from sutazai.core.identity import Tenant
 from sutazai.ports.audit import UNNAMED, Actor
 from sutazai.ports.tenants import TenantStore
@@ -26,11 +27,19 @@ class HomedTenantStore:
         """As the port says. Raises `Conflict` where it would leave data behind in another region."""
         await self._check(tenant.name, await self._home(tenant.name), tenant.region)
         await self._tenants.set(tenant, by=by)
+        await self._follow()
 
     async def delete(self, name: str, *, by: Actor = UNNAMED) -> Tenant | None:
         """As the port says; its home goes too. Raises `Conflict` where it has data there."""
         await self._check(name, await self._home(name), "")
-        return await self._tenants.delete(name, by=by)
+        deleted = await self._tenants.delete(name, by=by)
+        await self._follow()
+        return deleted
+
+    async def _follow(self) -> None:
+        """Know it here before whoever changed it goes on; other processes hear of it."""
+        with suppress(StoreUnavailable):
+            await self._shards.refresh()
 
     async def _home(self, name: str) -> str:
         return next((tenant.region for tenant in await self._tenants.all() if tenant.name == name), "")
