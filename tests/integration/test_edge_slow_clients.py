@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CROWD = 800
 PATIENCE_S = 5.0
-"""In which everybody else is answered, on a machine that is shared by the crowd. Whoever had to wait for the crowd itself
-would wait for twice as long."""
+"""In which everybody else is answered, on a machine that is shared by the crowd. Whoever had to wait for the crowd
+itself would wait for twice as long."""
 HEAD = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000\r\n"
 LONG = {"model": "llama3", "prompt": "long", "stream": True}
 SHORT = {"model": "llama3", "prompt": "short", "stream": False}

@@ -131,13 +131,13 @@ async def test_a_thousand_tasks_live_through_the_death_of_their_workers(url: str
         await check(url, stores)
 
 
-@pytest.mark.deadline(240)
+@pytest.mark.deadline(180)
 async def test_no_kill_of_a_thousand_loses_a_task_or_doubles_an_effect(
     url: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many as fit in two minutes; `python -m bench.worker_kills` takes its time for all."""
+    """As many as fit in a minute; `python -m bench.worker_kills` takes its time for all."""
     async with open_stores(Database(url=Secret(url)), data_dir):
-        toll = await kill_workers(url, kills=1000, within_s=120.0)
+        toll = await kill_workers(url, kills=1000, within_s=60.0)
     with capsys.disabled():
         sys.stdout.write(f"\n{toll}\n")
 
