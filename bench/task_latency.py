@@ -76,7 +76,7 @@ class Place:
         lines = [
             f'server.port = {port}\ndatabase.url = "{database}"\ndatabase.data_dir = "{folder}"',
             'discovery.ollama = false\nengine.enabled = "never"\nlogs.format = "json"\nlogs.level = "error"',
-            "tasks.max_length = 1_000_000",
+            "tasks.max_length = 1_000_000\ntasks.max_waiting_per_tenant = 1_000_000",
             *([f'[rabbitmq]\nurl = "{self._broker}"\nprefix = "run{self._runs}"'] if on_rabbitmq else []),
         ]
         config.write_text("\n".join(lines))
@@ -91,12 +91,12 @@ class Place:
                 yield from self._alone(port, started)
             most = load(port, rate_per_s=20_000.0)
             yield "submissions per second, as many as it takes", most.rate_per_s, ""
-            half = load(port, rate_per_s=most.rate_per_s / 2)
+            half = half_load(port, most)
             yield "submit p50 at half load", half.p50_ms, "ms"
             yield SUBMIT, half.p99_ms, "ms"
             if not on_rabbitmq:  # whose outbox would be carried away meanwhile
                 asyncio.run(_fill(database))
-                full = load(port, rate_per_s=most.rate_per_s / 2)
+                full = half_load(port, most)
                 yield f"{SUBMIT}, {WAITING:,} more in the table", full.p99_ms, "ms"
 
     def _alone(self, port: int, started: Path) -> Iterator[tuple[str, float, str]]:
@@ -156,6 +156,14 @@ def load(port: int, *, rate_per_s: float) -> LoadResult:
     argv = [sys.executable, "-m", "bench.open_loop", msgspec.json.encode(wanted).decode()]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=START_S + 2 * LOAD_S, check=True)
     return msgspec.json.decode(done.stdout, type=LoadResult)
+
+
+def half_load(port: int, most: LoadResult) -> LoadResult:
+    """The same at half of the rate that was reached. Raises `SystemExit` where any was refused."""
+    result = load(port, rate_per_s=most.rate_per_s / 2)
+    if result.failed:
+        raise SystemExit(f"{result.failed:,} submissions were refused or lost at half load, so it was none.")
+    return result
 
 
 @contextmanager
