@@ -23,6 +23,8 @@ from sutazai.settings.secret import Secret
 PASSWORD = "p@ss{word}"
 QUOTED = "p%40ss%7Bword%7D"
 READY_S = 20.0
+PATIENT_S = 5.0
+"""For what is not about time: a machine that many tests share stands still for a second now and then."""
 PORTS = range(11_000, 22_700)
 """A Cluster's servers also listen 10,000 higher, which must stay below the ports of outgoing connections."""
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
-from tests.redis_servers import Servers
+from tests.redis_servers import PATIENT_S, Servers
 
 from sutazai.adapters.redis.limits import RedisLimits
 from sutazai.adapters.redis.link import open_redis
@@ -39,7 +39,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         yield _in_memory()
         return
     servers: Callable[[str], Servers] = request.getfixturevalue("well_redis")
-    settings = servers(request.param).settings(prefix=uuid.uuid4().hex[:12])
+    settings = servers(request.param).settings(timeout_s=PATIENT_S, prefix=uuid.uuid4().hex[:12])
     async with AsyncExitStack() as stack:
 
         async def gateway() -> LimitStore:

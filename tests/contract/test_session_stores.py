@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.redis_servers import Servers
+from tests.redis_servers import PATIENT_S, Servers
 from tests.shards import sharded_stores
 
 from sutazai.adapters.postgres.stores import open_stores
@@ -87,7 +87,7 @@ async def _emptied(url: str) -> None:
 
 
 def _redis(well_redis: Callable[[str], Servers]) -> Redis:
-    return well_redis("alone").settings(prefix=uuid.uuid4().hex[:12])
+    return well_redis("alone").settings(timeout_s=PATIENT_S, prefix=uuid.uuid4().hex[:12])
 
 
 def session(number: int = 1, *, tenant: str = "acme", ttl_s: float = 60.0, **fields: Any) -> Session:
