@@ -144,6 +144,8 @@ class RabbitLink:
             raise TimeoutError(f"no answer within {within_s:.3g} s")
         if task.cancelled():
             raise ConnectionError("the connection ended")
+        if type(error := task.exception()) is Exception:  # what the driver tells who waits where it knows no reason
+            raise ConnectionError("the connection ended") from error
         return task.result()
 
     def _give_up(
