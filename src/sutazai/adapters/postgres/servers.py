@@ -55,7 +55,7 @@ class Report:
     position: Position
     """Flushed by a primary, replayed by a replica."""
     written: Position
-    """By a primary, flushed or not; 0 for a replica."""
+    """By a primary: all that was committed is before it; 0 for a replica."""
     cluster: int
     """Which it belongs to: primary and replicas have the same number."""
 

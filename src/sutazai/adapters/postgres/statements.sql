@@ -139,8 +139,9 @@ SELECT version, name, checksum FROM schema_migrations ORDER BY version
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
 
 -- name: server_report
--- A place in the log as a number. The name of a file of the log begins with the timeline. What is written is flushed a
--- moment later, and at once where somebody waits for it. What a replica receives it tells only those with the right to
+-- A place in the log as a number. The name of a file of the log begins with the timeline. A commit is flushed before it
+-- returns, but where the server was told not to wait for that; what is past it, such as hints, may stay unflushed on an
+-- idle server for many seconds, and no replica gets it. What a replica receives it tells only those with the right to
 -- read all statistics (`pg_monitor`); the rest is as of its last restart point, some minutes ago.
 SELECT
     NOT pg_is_in_recovery() AS is_primary,
@@ -152,7 +153,8 @@ SELECT
     (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
         ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS position,
     (CASE WHEN pg_is_in_recovery() THEN '0/0'
-        ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::bigint AS written,
+        WHEN current_setting('synchronous_commit') = 'off' THEN pg_current_wal_insert_lsn()
+        ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::bigint AS written,
     (SELECT system_identifier FROM pg_control_system()) AS cluster
 
 -- name: has_statement_counts
