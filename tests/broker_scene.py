@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.no_models import NoModels
 from tests.postgres_databases import fresh_stores
 from tests.rabbit_servers import eventually
+from tests.surroundings import without_models
 
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
@@ -22,12 +22,9 @@ from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.ports.broadcasts import Source
 from sutazai.settings.model import Rabbitmq
 from sutazai.tasks.broadcast import Broadcast
-from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
-from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
-from sutazai.testing.objects import MemoryObjects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +78,7 @@ def worker_of(stores: Stores, broker: RabbitQueue, *, slots: int = 4, held: int 
         return value
 
     known = {"echo": Agent(name="echo", run=echo, input_type=float, output_type=float, describes="", concurrency=100)}
-    around = Surroundings(
-        store=stores.tasks,
-        models=NoModels(),
-        messages=stores.messages,
-        results=Results(MemoryObjects(), max_inline_bytes=2**18),
-        agents=known,
-        default_model="m",
-        wall=_now,
-    )
+    around = without_models(stores.tasks, stores.messages, known)
     rules = WorkerRules(
         name="w", slots={TASK_PROCESSING: slots}, prefetch=PrefetchRules(slow=held, fast=held), drain_s=60.0
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from datetime import UTC, datetime
 
-from tests.no_models import NoModels
+from tests.surroundings import without_models
 
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -15,11 +14,8 @@ from sutazai.adapters.postgres.queue import PostgresQueue
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.settings.secret import Secret
-from sutazai.tasks.context import Surroundings
-from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
-from sutazai.testing.objects import MemoryObjects
 
 TABLE = "CREATE TABLE account (task text PRIMARY KEY, fence integer NOT NULL, paid integer NOT NULL)"
 ENTER = """
@@ -62,14 +58,8 @@ async def main(url: str, name: str) -> None:
     async with open_database(Secret(url), timeout_s=10) as database:
         agent = duellist(database)
         queue = PostgresQueue(database)
-        around = Surroundings(
-            store=PostgresTaskStore(database, max_length=1000),
-            models=NoModels(),
-            messages=PostgresMessageStore(database),
-            results=Results(MemoryObjects(), max_inline_bytes=2**18),
-            agents={agent.name: agent},
-            default_model="m",
-            wall=lambda: datetime.now(UTC),
+        around = without_models(
+            PostgresTaskStore(database, max_length=1000), PostgresMessageStore(database), {agent.name: agent}
         )
         rules = WorkerRules(name=name, slots={TASK_PROCESSING: 1})
         worker = Worker(queue, around, rules, mine=frozenset([agent.name]), random=random.random)

