@@ -253,6 +253,14 @@ async def test_a_used_key_gives_the_task_as_it_stands_now(store: TaskStore) -> N
     done = await completed(store, await submitted(store, idempotency_key="k"))
 
     assert await submitted(store, idempotency_key="k") == done
+    assert await store.of_key("acme", "k") == done
+
+
+async def test_a_key_is_known_to_its_tenant_alone(store: TaskStore) -> None:
+    await submitted(store, idempotency_key="k")
+
+    assert await store.of_key("acme", "other") is None
+    assert await store.of_key("other", "k") is None
 
 
 async def test_a_key_twice_in_a_batch_makes_one_task(place: Place) -> None:

@@ -133,10 +133,14 @@ async def cases(connection: Any) -> Cases:
     return {
         "claim_task_keys": [[["t1"], ["fresh"], new[:1]], [*columns("t1", "fresh"), new]],
         "tasks_of_keys": [[["t1"], ["key10"]], columns("t1", "key10")],
-        "insert_tasks": [
-            [new, at, *columns("t1", "u", "a", "q", "pending", 1, None, "{}", 1, 0, NOW, None, None, "", None)]
+        "submit_tasks": [
+            [
+                new,
+                at,
+                *columns("t1", "u", "a", "q", "pending", 1, None, "{}", 1, 0, NOW, None, None, "", None),
+                *[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, ""],
+            ]
         ],
-        "append_events": [[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, ""]],
         "lock_tasks": [one, many],
         "tasks_by_id": [[None, *one], ["t1", *one], ["t1", *many]],
         "task_versions": [one, many],
@@ -150,10 +154,11 @@ async def cases(connection: Any) -> Cases:
             for user in ("", "u5")
             for limit in (20, 1000)
         ],
-        "save_tasks": [
+        "change_tasks": [
             [
                 *many,
                 *columns(3, "processing", NOW, 1, 1, 0, 0, "w", False, "", "", "", "", None, "", 0, NOW, None),
+                *[ids, *columns(3, "t1", "started", 1, NOW, "{}"), at, ""],
             ],
         ],
         "called_off": [[*one, [1]], [*many, [1] * size]],
@@ -162,7 +167,6 @@ async def cases(connection: Any) -> Cases:
         "unfinished_children": [[ids[:1]], [ids]],
         "add_waits": [[new, ids, [True] * size]],
         "end_waits": [[ids[:1]], [ids]],
-        "stop_waiting": [[ids[:1]], [ids]],
         "events_of_task": [[ids[0], at[0], 0, tenant, 100] for tenant in (None, "t1")],
         "tail_events": [[TASKS - 500, 1000, TASKS], [0, 1000, TASKS]],
         "put_dispatch": [

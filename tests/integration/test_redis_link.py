@@ -135,7 +135,7 @@ async def test_a_server_with_tls_is_reached_when_its_certificate_is_trusted(
 def test_nothing_that_can_be_printed_holds_the_password() -> None:
     """Neither the link nor what it is made of."""
     settings = Redis(url=Secret("redis+sentinel://user:hunter2@host:1/main"))
-    link = RedisLink(servers_at(parse(settings.url or Secret(""))), settings, "host:1")
+    link = RedisLink(servers_at(parse(settings.url or Secret("")), patience_s=settings.timeout_s), settings, "host:1")
 
     shown = f"{link!r} {link} {link._servers.client!r} {settings!r}"
     assert "hunter2" not in shown
@@ -144,7 +144,7 @@ def test_nothing_that_can_be_printed_holds_the_password() -> None:
 @given(slots=st.lists(st.text() | st.binary(), min_size=2, max_size=2), parts=st.lists(st.text(max_size=5), max_size=3))
 def test_keys_of_one_slot_share_what_a_cluster_hashes(slots: Sequence[str | bytes], parts: Sequence[str]) -> None:
     """Whatever the slot is called."""
-    link = RedisLink(servers_at(parse(Secret("redis://host"))), Redis(), "host")
+    link = RedisLink(servers_at(parse(Secret("redis://host")), patience_s=1.0), Redis(), "host")
     one, other = (link.key(*parts, slot=slots[0]), link.key("x", slot=slots[0]))
 
     assert hashed(one) == hashed(other) != b""

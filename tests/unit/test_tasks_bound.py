@@ -25,11 +25,15 @@ class CountedStore(MemoryTaskStore):
         super().__init__(MemoryQueue())
         self.counts: Counter[str] = Counter()
         self.takes_s = 0.0
+        self.counting: asyncio.Event | None = None
+        """Whether a count is let go on."""
 
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         self.counts[tenant] += 1
         counted = await super().waiting(tenant, at_most=at_most)
         await asyncio.sleep(0)  # others come meanwhile
+        if self.counting is not None:
+            await self.counting.wait()
         clock.now += self.takes_s
         return counted
 
@@ -95,6 +99,36 @@ async def test_tasks_are_counted_once_a_while(bound: WaitingBound, store: Counte
     clock.now += COUNT_S
     await submitted(bound, store, "acme", 20)
     assert store.counts["acme"] == 2
+
+
+async def test_others_do_not_wait_for_a_count_while_their_tenant_has_room(
+    bound: WaitingBound, store: CountedStore
+) -> None:
+    """And are counted all the same."""
+    await submitted(bound, store, "large", 1)
+    clock.now += COUNT_S
+    store.counting = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        waits = group.create_task(submitted(bound, store, "large", 1))
+        await asyncio.sleep(0)
+        assert len(await submitted(bound, store, "large", 5)) == 5
+        assert not waits.done()
+        store.counting.set()
+    store.counting = None
+
+    assert len(await submitted(bound, store, "large", 50)) == 2 * MOST - 7
+    assert store.counts["large"] == 2
+
+
+async def test_a_tenant_at_its_bound_waits_for_the_count_that_may_make_room(
+    bound: WaitingBound, store: CountedStore
+) -> None:
+    tasks = await submitted(bound, store, "acme", MOST)
+    for task in tasks:
+        await store.begin([Start(task=task.id, may_take_over=False)], worker="w", delivery_limit=3)
+    clock.now += COUNT_S
+
+    assert len(await submitted(bound, store, "acme", 50)) == MOST
 
 
 async def test_a_count_that_takes_long_is_made_less_often(bound: WaitingBound, store: CountedStore) -> None:

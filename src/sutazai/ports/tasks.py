@@ -65,6 +65,9 @@ class TaskStore(Protocol):
         tenant does not have.
         """
 
+    async def of_key(self, tenant: str, key: str) -> Task | None:
+        """The task that was made with this idempotency key."""
+
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         """Tasks of a tenant that were not started, or are to be started again, counted up to so many."""
 

@@ -2,13 +2,15 @@
 How many tasks of one tenant may wait, so that one who submits without end leaves room for the others.
 
 A tenant's tasks are counted in the store once in a while, and in between those are added that come through here. So a
-gateway by itself lets no tenant past its bound. Of several, each hears of the others' at its next count: together they
+gateway by itself lets no tenant past its bound. One submission waits for the count; others that come meanwhile do so
+only where their tenant may be at its bound. Of several, each hears of the others' at its next count: together they
 can go past it by what a tenant submits through the others in `COUNT_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,13 +30,16 @@ RETRY_AFTER_S = 5.0
 class _Known:
     """What is known of one tenant."""
 
-    __slots__ = ("counting", "lasts_until", "on_the_way", "waiting")
+    __slots__ = ("counting", "lasts_until", "on_the_way", "uncounted", "waiting")
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiting = math.inf
+        """Until the first count."""
         self.lasts_until = float("-inf")
         self.on_the_way = 0
         """Let through, and not yet kept or refused by the store."""
+        self.uncounted = 0
+        """Those that the count under way may have missed: on the way when it began, or let through since."""
         self.counting = asyncio.Lock()
 
 
@@ -65,9 +70,10 @@ class WaitingBound:
         """Room for one more, while it is submitted. Raises `TooManyWaiting`, or what counting raises."""
         most = self._most(tenant)
         known = self._of(tenant)
-        async with known.counting:
-            if self._clock() >= known.lasts_until:
-                await self._count(tenant, known, most)
+        if self._clock() >= known.lasts_until and (known.waiting >= most or not known.counting.locked()):
+            async with known.counting:
+                if self._clock() >= known.lasts_until:
+                    await self._count(tenant, known, most)
         if known.waiting >= most:
             raise TooManyWaiting(
                 f"{known.waiting:,} tasks of the tenant {tenant!r} waited already, all that may. Nothing was kept; "
@@ -75,6 +81,7 @@ class WaitingBound:
                 retry_after_s=RETRY_AFTER_S,
             )
         known.waiting += 1
+        known.uncounted += 1
         known.on_the_way += 1
         try:
             yield
@@ -85,11 +92,12 @@ class WaitingBound:
             known.on_the_way -= 1
 
     async def _count(self, tenant: str, known: _Known, most: int) -> None:
-        """Those on the way may be counted twice, so that none is missed."""
+        """Some may be counted twice, so that none is missed."""
         began = self._clock()
+        known.uncounted = known.on_the_way
         counted = await self._store.waiting(tenant, at_most=most)
         ended = self._clock()
-        known.waiting = counted + known.on_the_way
+        known.waiting = counted + known.uncounted
         known.lasts_until = ended + max(COUNT_S, COUNT_PART * (ended - began))
 
     def _of(self, tenant: str) -> _Known:

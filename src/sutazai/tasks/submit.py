@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sutazai.core.errors import BadRequest, TooLarge, UnknownAgent
+from sutazai.core.errors import BadRequest, Overloaded, TooLarge, TooManyWaiting, UnknownAgent
 from sutazai.core.request import Priority
 from sutazai.core.task import Task, TaskDraft, is_task_id
 from sutazai.dialects.complaints import decoded
@@ -117,8 +117,15 @@ class Submission:
         return await self._keep(replace(draft, queue=self.agent(draft.agent).queue))
 
     async def _keep(self, draft: TaskDraft) -> Task:
-        async with self._bound.room(draft.tenant):
-            return await self._gathered.submit(draft)
+        try:
+            async with self._bound.room(draft.tenant):
+                return await self._gathered.submit(draft)
+        except (TooManyWaiting, Overloaded):
+            # Whoever did not hear that it was kept asks again, and takes no room.
+            earlier = await self._store.of_key(draft.tenant, draft.idempotency_key) if draft.idempotency_key else None
+            if earlier is None:
+                raise
+            return earlier
 
     def draft(self, wanted: Wanted, by: Submitter) -> TaskDraft:
         """What is written for this wish. Raises as `submit` does, except where that takes the store."""

@@ -102,6 +102,11 @@ class MemoryTaskStore:
             turn.wait(new, open_, needs_success=True)
         return turn.tasks[new]
 
+    async def of_key(self, tenant: str, key: str) -> Task | None:
+        self._check()
+        known = self._keys.get((tenant, key))
+        return None if known is None else self._tasks[known]
+
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         self._check()
         unstarted = {TaskStatus.WAITING, TaskStatus.PENDING}

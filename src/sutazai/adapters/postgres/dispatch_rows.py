@@ -26,9 +26,6 @@ async def put(
         [available_at for _, available_at in messages],
         now,
     )
-    due = {message.queue for message, available_at in messages if available_at <= now}
-    if due:
-        await connection.execute(sql["tell_queues"], sorted(due))
 
 
 async def ripen(connection: Connection, sql: Mapping[str, str], *, now: datetime, limit: int) -> int:
@@ -41,5 +38,4 @@ async def ripen(connection: Connection, sql: Mapping[str, str], *, now: datetime
             *([row[name] for row in rows] for name in ("queue", "task", "tenant", "agent", "priority", "available_at")),
             now,
         )
-        await connection.execute(sql["tell_queues"], sorted({row["queue"] for row in rows}))
     return len(rows)

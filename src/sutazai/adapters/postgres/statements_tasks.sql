@@ -12,21 +12,44 @@ SELECT keys.tenant, keys.key, keys.task
 FROM task_keys AS keys
 JOIN unnest($1::text[], $2::text[]) AS asked (tenant, key) USING (tenant, key)
 
--- name: insert_tasks
-INSERT INTO tasks (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version, waits_for,
-    run_at, deadline, reason, error, ended_at)
-SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-    $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
-    $15::text[], $16::text[], $17::timestamptz[])
-
--- name: append_events
--- And tell whoever listens of their tasks, in one round trip; it is heard when the transaction commits.
-WITH kept AS (
+-- name: submit_tasks
+-- New tasks with their events, in one round trip, and tell whoever listens of their tasks: that is heard when the
+-- transaction commits.
+WITH made AS (
+    INSERT INTO tasks (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version,
+        waits_for, run_at, deadline, reason, error, ended_at)
+    SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+        $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[],
+        $14::timestamptz[], $15::text[], $16::text[], $17::timestamptz[])
+), kept AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[], $7::text[],
-        $8::timestamptz[])
+    SELECT * FROM unnest($18::uuid[], $19::integer[], $20::text[], $21::text[], $22::smallint[], $23::timestamptz[],
+        $24::text[], $25::timestamptz[])
 )
-SELECT pg_notify('sutazai_tasks', $9)
+SELECT pg_notify('sutazai_tasks', $26)
+
+-- name: change_tasks
+-- The same for tasks that were there.
+WITH saved AS (
+    UPDATE tasks SET
+        version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
+        deliveries = news.deliveries, losses = news.losses, waits_for = news.waits_for, worker = news.worker,
+        is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
+        progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
+        tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
+    FROM unnest(
+        $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
+        $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[],
+        $15::text[], $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
+    ) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker,
+        is_cancelling, result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
+    WHERE tasks.id = news.id AND tasks.created_at = news.created_at
+), kept AS (
+    INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
+    SELECT * FROM unnest($21::uuid[], $22::integer[], $23::text[], $24::text[], $25::smallint[], $26::timestamptz[],
+        $27::text[], $28::timestamptz[])
+)
+SELECT pg_notify('sutazai_tasks', $29)
 
 -- name: lock_tasks
 -- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
@@ -69,21 +92,6 @@ WHERE deleted_at IS NULL
 ORDER BY id DESC
 LIMIT $7
 
--- name: save_tasks
-UPDATE tasks SET
-    version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
-    deliveries = news.deliveries, losses = news.losses, waits_for = news.waits_for, worker = news.worker,
-    is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
-    progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
-    tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
-FROM unnest(
-    $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
-    $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[], $15::text[],
-    $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
-) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker, is_cancelling,
-    result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
-WHERE tasks.id = news.id AND tasks.created_at = news.created_at
-
 -- name: called_off
 -- Attempts that are to be cancelled or that another attempt has followed.
 SELECT tasks.id
@@ -113,10 +121,9 @@ SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::boolean[])
 ON CONFLICT DO NOTHING
 
 -- name: end_waits
-DELETE FROM task_waits WHERE waits_for = ANY ($1::uuid[]) RETURNING waits_for, waiter, needs_success
-
--- name: stop_waiting
-DELETE FROM task_waits WHERE waiter = ANY ($1::uuid[])
+-- Of those that ended nobody waits any more, nor do they wait themselves.
+DELETE FROM task_waits WHERE waits_for = ANY ($1::uuid[]) OR waiter = ANY ($1::uuid[])
+RETURNING waits_for, waiter, needs_success
 
 -- name: events_of_task
 SELECT position, task, version, tenant, kind, schema, at, data
@@ -154,8 +161,10 @@ SELECT pg_notify('sutazai_queues', queue) FROM unnest($1::text[]) AS told (queue
 -- Fair among tenants by start-time fair queueing (Goyal, Vin, Cheng 1996): each tenant's next turn is one step of
 -- 1/weight after its last one, or after the turn that is being served where it was idle. A queue that is empty is
 -- served at the highest turn ever given.
+-- The subquery hides from the planner how many rows there are. For fewer than it expects of any it would plan anew each
+-- time, which takes as long as the rest.
 WITH news AS (
-    SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
+    SELECT * FROM unnest((SELECT $1::text[]), $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
         WITH ORDINALITY AS given (queue, task, tenant, agent, priority, available_at, place)
 ), sizes AS (
     SELECT queue, tenant, count(*) AS size FROM news GROUP BY queue, tenant
@@ -180,13 +189,16 @@ WITH news AS (
             SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant
         )) + (SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant)
     RETURNING queue, tenant, turn
+), kept AS (
+    INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at)
+    SELECT news.queue, news.task, news.tenant, news.agent, news.priority,
+        turns.turn
+            - steps.step * (steps.size - row_number() OVER (PARTITION BY news.queue, news.tenant ORDER BY place)),
+        news.available_at <= $7, news.available_at
+    FROM news JOIN turns USING (queue, tenant) JOIN steps USING (queue, tenant)
+    ORDER BY place
 )
-INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at)
-SELECT news.queue, news.task, news.tenant, news.agent, news.priority,
-    turns.turn - steps.step * (steps.size - row_number() OVER (PARTITION BY news.queue, news.tenant ORDER BY place)),
-    news.available_at <= $7, news.available_at
-FROM news JOIN turns USING (queue, tenant) JOIN steps USING (queue, tenant)
-ORDER BY place
+SELECT pg_notify('sutazai_queues', queue) FROM (SELECT DISTINCT queue FROM news WHERE available_at <= $7) AS due
 
 -- name: take_dispatch
 WITH picked AS (

@@ -5,7 +5,7 @@ and word for the queue are written together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sutazai.adapters.postgres.database import Connection, Database
@@ -78,10 +78,9 @@ class TaskChanges:
         """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
         ended = [task.id for task in self._touched() if task.status.is_end]
         while ended:
-            uuids = [digits_of(task_id) for task_id in ended]
-            # What it waited for itself is of no meaning any more, should it be requeued and wait again.
-            await self._connection.execute(self._sql["stop_waiting"], uuids)
-            rows = await self._connection.fetch(self._sql["end_waits"], uuids)
+            gone = await self._connection.fetch(self._sql["end_waits"], [digits_of(task_id) for task_id in ended])
+            # What one of them waited for itself is of no meaning any more, should it be requeued and wait again.
+            rows = [row for row in gone if id_of(row["waiter"]) not in ended]
             await self.lock([id_of(row["waiter"]) for row in rows])
             ended = []
             for row in rows:
@@ -99,22 +98,17 @@ class TaskChanges:
     async def write(self) -> None:
         """Everything, and tell who listens."""
         if self._new:
-            await self._connection.execute(self._sql["insert_tasks"], *new_rows(list(self._new.values())))
+            await self._write("submit_tasks", new_rows(list(self._new.values())), self._new)
         if self._changed:
-            await self._connection.execute(self._sql["save_tasks"], *changed_rows(list(self._changed.values())))
-        if not self._events:
-            return
-        last_events = {task.id: event for task, event in self._events}
-        told = ",".join(digits_of(task_id) for task_id in last_events) if len(last_events) <= MAX_TOLD else ""
-        await self._connection.execute(self._sql["append_events"], *self._event_columns(), told)
-        pending = [task for task in self._touched() if task.status is TaskStatus.PENDING and task.id in last_events]
-        await put(
-            self._connection,
-            self._sql,
-            [(_word(task), task.run_at) for task in pending],
-            now=self.now,
-        )
-        await self._leave_webhooks([task for task in self._touched() if task.id in last_events])
+            await self._write("change_tasks", changed_rows(list(self._changed.values())), self._changed)
+        pending = [task for task in self._touched() if task.status is TaskStatus.PENDING]
+        await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
+        await self._leave_webhooks(self._touched())
+
+    async def _write(self, statement: str, rows: Columns, tasks: Collection[str]) -> None:
+        events = [(task, event) for task, event in self._events if task.id in tasks]
+        told = ",".join(map(digits_of, tasks)) if len(tasks) <= MAX_TOLD else ""
+        await self._connection.execute(self._sql[statement], *rows, *self._event_columns(events), told)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -132,9 +126,9 @@ class TaskChanges:
     def _touched(self) -> Sequence[Task]:
         return [*self._new.values(), *self._changed.values()]
 
-    def _event_columns(self) -> Columns:
-        encoded = [encode(event) for _, event in self._events]
-        tasks = [task for task, _ in self._events]
+    def _event_columns(self, events: Sequence[tuple[Task, Event]]) -> Columns:
+        encoded = [encode(event) for _, event in events]
+        tasks = [task for task, _ in events]
         return [
             [digits_of(task.id) for task in tasks],
             [task.version for task in tasks],

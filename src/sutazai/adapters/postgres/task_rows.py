@@ -53,7 +53,7 @@ def event_of(row: asyncpg.Record) -> KeptEvent:
 
 
 def new_rows(tasks: Sequence[Task]) -> Columns:
-    """For `insert_tasks`."""
+    """For `submit_tasks`."""
     drafts = [task.draft for task in tasks]
     return [
         [digits_of(task.id) for task in tasks],
@@ -77,7 +77,7 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
 
 
 def changed_rows(tasks: Sequence[Task]) -> Columns:
-    """For `save_tasks`."""
+    """For `change_tasks`."""
     return [
         [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],

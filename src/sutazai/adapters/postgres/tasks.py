@@ -161,6 +161,12 @@ class PostgresTaskStore:
         ids = [of_key.get((draft.tenant, draft.idempotency_key), own) for draft, own in zip(drafts, ids, strict=True)]
         return [(one, tasks.get(one)) for one in ids]
 
+    async def of_key(self, tenant: str, key: str) -> Task | None:
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(self._sql["tasks_of_keys"], [tenant], [key])
+            found = await read_in(connection, self._database, tenant, [id_of(row["task"]) for row in rows])
+        return found[0] if found else None
+
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         async with self._database.transaction() as connection:
             waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)

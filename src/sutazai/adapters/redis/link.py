@@ -273,7 +273,7 @@ async def open_redis(settings: model.Redis) -> AsyncIterator[RedisLink]:
     the address was not understood.
     """
     address = parse(settings.url or Secret(""))
-    servers = servers_at(address)
+    servers = servers_at(address, patience_s=settings.timeout_s)
     link = RedisLink(servers, settings, str(address))
     looked = asyncio.Event()
     watching = asyncio.create_task(link.watch(looked), name="watch redis")

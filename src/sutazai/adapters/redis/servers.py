@@ -25,9 +25,9 @@ from sutazai.adapters.redis.address import Address, Arranged
 MAX_CONNECTIONS = 50
 """To one server."""
 CONNECT_S = 0.5
-"""For one connection; requests are bounded more tightly by their own limit."""
+"""For one connection, unless requests may take longer: mostly their own limit bounds them more tightly."""
 ANSWER_S = 0.5
-"""For a Sentinel: then the next one is asked."""
+"""For a Sentinel to be reached, and to answer: then the next one is asked."""
 KEEP_ALIVE = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 5}
 """Seconds, seconds and tries: a peer that vanished is noticed within six seconds where nothing else notices."""
 
@@ -58,15 +58,16 @@ class Servers(Protocol):
         """Drop all connections."""
 
 
-def servers_at(address: Address) -> Servers:
-    """The servers of an address; nothing is sent to them yet."""
+def servers_at(address: Address, *, patience_s: float) -> Servers:
+    """The servers of an address, for requests that wait so long; nothing is sent to them yet."""
+    kwargs = _connection(address, connect_s=max(CONNECT_S, patience_s))
     match address.arranged:
         case Arranged.ALONE:
-            return Alone(address)
+            return Alone(address, kwargs)
         case Arranged.SENTINEL:
-            return Watched(address)
+            return Watched(address, kwargs)
         case Arranged.CLUSTER:
-            return Sharded(address)
+            return Sharded(address, kwargs)
 
 
 class Alone:
@@ -74,7 +75,7 @@ class Alone:
 
     is_lost_at_once: ClassVar[bool] = False
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, kwargs: dict[str, Any]) -> None:
         host, port = address.hosts[0]
         self._pool = ConnectionPool(
             connection_class=SSLConnection if address.is_tls else Connection,
@@ -84,7 +85,7 @@ class Alone:
             db=address.db,
             retry=_never_again(),
             retry_on_error=[],
-            **_connection(address),
+            **kwargs,
         )
         self.client = Redis.from_pool(self._pool)
 
@@ -103,7 +104,7 @@ class Watched:
 
     is_lost_at_once: ClassVar[bool] = False
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, kwargs: dict[str, Any]) -> None:
         self._sentinel = Sentinel([])  # type: ignore[no-untyped-call]
         self._sentinel.sentinels = [_sentinel(address, host, port) for host, port in address.hosts]
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
@@ -114,7 +115,7 @@ class Watched:
             db=address.db,
             retry=_never_again(),
             retry_on_error=[],
-            **_connection(address),
+            **kwargs,
         )
         self.client = Redis.from_pool(self._pool)
 
@@ -136,8 +137,8 @@ class Sharded:
 
     is_lost_at_once: ClassVar[bool] = True
 
-    def __init__(self, address: Address) -> None:
-        self._kwargs = _connection(address)
+    def __init__(self, address: Address, kwargs: dict[str, Any]) -> None:
+        self._kwargs = kwargs
         self._connection_class = SSLConnection if address.is_tls else Connection
         self.client = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
@@ -200,19 +201,19 @@ def _sentinel(address: Address, host: str, port: int) -> Redis:
         port=port,
         retry=_never_again(),
         retry_on_error=[],
-        **_connection(address),
+        **_connection(address, connect_s=ANSWER_S),
     )
     return Redis.from_pool(pool)
 
 
-def _connection(address: Address) -> dict[str, Any]:
+def _connection(address: Address, *, connect_s: float) -> dict[str, Any]:
     return {
         "username": address.username,
         "password": address.password.reveal() if address.password is not None else None,
         # The limit on a request is ours. The driver's own uses `wait_for`, which on Python 3.11 makes a task of each
         # command, and may lose a cancellation: then a request would wait for ever.
         "socket_timeout": None,
-        "socket_connect_timeout": CONNECT_S,
+        "socket_connect_timeout": connect_s,
         "socket_keepalive": True,
         "socket_keepalive_options": KEEP_ALIVE,
         "client_name": "sutazai",

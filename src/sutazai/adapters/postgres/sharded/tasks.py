@@ -58,6 +58,9 @@ class ShardedTaskStore:
             )
         )
 
+    async def of_key(self, tenant: str, key: str) -> Task | None:
+        return await self._shards.of_tenant(tenant, lambda at: self._in(at).of_key(tenant, key))
+
     async def waiting(self, tenant: str, *, at_most: int) -> int:
         return await self._shards.of_tenant(tenant, lambda at: self._in(at).waiting(tenant, at_most=at_most))
 
