@@ -184,9 +184,16 @@ async def test_a_broker_that_is_away_is_told_later(rabbit_node: Rabbits, setting
         async with open_rabbitmq(behind_it) as queue, open_rabbitmq(settings) as there:
             one = broadcast(stores, queue.events.append)
             async with carrying(one), there.events.read() as reader:
-                await submitted(stores, 10)
                 unseen = Unseen()
-                seen = [notice for entry in await reader.take(10) for notice in unseen.notices_of(entry.body)]
+                seen: list[Notice] = []
+
+                async def is_told_of(count: int) -> None:
+                    while len(seen) < count:
+                        for entry in await reader.take(10):
+                            seen.extend(unseen.notices_of(entry.body))
+
+                await submitted(stores, 10)
+                await is_told_of(10)
                 wall.cut()
                 await submitted(stores, 20)
 
@@ -195,9 +202,7 @@ async def test_a_broker_that_is_away_is_told_later(rabbit_node: Rabbits, setting
 
                 await eventually(is_late)
                 wall.heal()
-                while len(seen) < 30:
-                    for entry in await reader.take(10):
-                        seen += unseen.notices_of(entry.body)
+                await is_told_of(30)
 
                 async def is_done() -> bool:
                     return one.behind == 0 and one.behind_s == 0.0

@@ -105,6 +105,21 @@ async def test_a_tenant_can_have_a_bound_of_its_own(
     assert accepted(await flood([wire], 5, key)) == await kept(stores, tenant) == 3
 
 
+async def test_a_tenant_at_its_bound_hears_again_of_the_task_that_its_key_made(
+    gateways: StartGateway, dial: Dial, stores: Stores, tenant: str
+) -> None:
+    """And of no other: a key that made none is refused."""
+    await stores.tenants.set(Tenant(name=tenant, waiting_tasks=1))
+    key = await key_of(stores, tenant)
+    wire = await dial((await gateways(agents=plain_agents(), auth=Auth(required=True))).port)
+
+    first, again = await flood([wire], 2, key, idempotency_key="monday")
+    (other,) = await flood([wire], 1, key, idempotency_key="tuesday")
+
+    assert (first.status, again.status, other.status) == (202, 202, 429)
+    assert again.json["id"] == first.json["id"]
+
+
 async def test_gateways_go_past_a_bound_by_no_more_than_they_admit_between_two_counts(
     gateways: StartGateway, dial: Dial, stores: Stores, tenant: str
 ) -> None:

@@ -25,9 +25,9 @@ from sutazai.core.task import (
     task_id,
 )
 from sutazai.policy.tasks import (
-    COUNT_HOLDS_RATIO,
-    COUNT_HOLDS_S,
+    FASTEST_PER_S,
     FINAL,
+    FULL_HOLDS_S,
     LONGEST_PAUSE_S,
     holds_count,
     on_delivery,
@@ -163,12 +163,22 @@ def test_a_worker_that_leaves_costs_no_attempt() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.floats(0, 10), st.integers(1, 1000))
-def test_a_queue_is_counted_again_after_a_while_and_whenever_it_may_be_nearly_full(
+def test_a_queue_is_counted_again_before_it_can_have_become_full(
     counted: int, added: int, age_s: float, limit: int
 ) -> None:
-    is_old, is_nearly_full = age_s >= COUNT_HOLDS_S, counted + added >= COUNT_HOLDS_RATIO * limit
+    by_others = age_s * FASTEST_PER_S
 
-    assert holds_count(counted, added, age_s, limit) is not (is_old or is_nearly_full)
+    if holds_count(counted, added, age_s, limit):
+        assert counted >= limit or counted + added + by_others <= limit
+
+
+def test_the_more_room_was_found_the_longer_a_count_holds() -> None:
+    assert [holds_count(counted, 1000, 1.0, 100_000) for counted in (0, 50_000, 90_000)] == [True, True, False]
+
+
+def test_a_full_queue_is_not_counted_for_each_who_is_refused() -> None:
+    assert holds_count(10, 1, 0.0, 10)
+    assert not holds_count(10, 1, FULL_HOLDS_S, 10)
 
 
 @given(st.integers(1, 200), st.lists(st.integers(1, 30), min_size=1, max_size=100))
@@ -178,7 +188,7 @@ def test_one_who_submits_alone_passes_a_queue_s_length_by_no_more_than_one_batch
     """The time between stands still, so that a count is made only where the rule wants one."""
     depth = counted = added = 0
     for batch in batches:
-        if not holds_count(counted, added, 0.0, limit):
+        if not holds_count(counted, added + batch, 0.0, limit):
             counted, added = depth, 0
         if counted < limit:
             depth, added = depth + batch, added + batch

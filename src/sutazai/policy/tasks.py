@@ -27,23 +27,24 @@ FINAL = frozenset({FailureReason.UNREADABLE, FailureReason.UNKNOWN_AGENT, Failur
 """Trying again would end the same way."""
 LONGEST_NAME = 512
 
-
-COUNT_HOLDS_S = 1.0
-COUNT_HOLDS_RATIO = 0.9
+FULL_HOLDS_S = 0.1
+FASTEST_PER_S = 10_000.0
+"""More than any database of ours was seen to keep."""
 
 
 def holds_count(counted: int, added: int, age_s: float, limit: int) -> bool:
     """
-    Whether a queue that was counted has room without another count, which reads every message that waits.
+    Whether what was counted in a queue still tells how full it is. Another count reads every message that waits.
 
-    A count holds for a second, and not in the last tenth of the queue's length. So the length can be passed by what
-    others add within that second beyond a tenth of it, and else by no more than writes at the same moment always can.
+    It holds while we added less than half of the room that was found, and while all the others together can hardly
+    have filled the other half. A full queue holds for a moment: those who are refused shall not cost a count each.
 
     Args:
-        added: by us since then; whatever was taken meanwhile is not known.
+        added: by us since then, and what is about to be; whatever was taken meanwhile is not known.
         limit: the length that the queue may have.
     """
-    return age_s < COUNT_HOLDS_S and counted + added < COUNT_HOLDS_RATIO * limit
+    half = (limit - counted) / 2
+    return age_s < FULL_HOLDS_S if half <= 0 else added <= half and age_s < half / FASTEST_PER_S
 
 
 def check_draft(draft: TaskDraft) -> None:

@@ -126,7 +126,7 @@ class PostgresTaskStore:
             known = (self._database.whole, queue)
             seen = self._seen.get(known)
             now = self._clock()
-            if seen is None or not holds_count(seen.depth, seen.added, now - seen.at, self._max_length):
+            if seen is None or not holds_count(seen.depth, seen.added + added, now - seen.at, self._max_length):
                 depth = await connection.fetchval(self._sql["depth_dispatch"], queue, self._max_length)
                 seen = self._seen[known] = _Seen(depth, now)
             if seen.depth >= self._max_length:
