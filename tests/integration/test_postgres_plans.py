@@ -138,7 +138,7 @@ async def cases(connection: Any) -> Cases:
                 new,
                 at,
                 *columns("t1", "u", "a", "q", "pending", 1, None, "{}", 1, 0, NOW, None, None, "", None),
-                *[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, ""],
+                *[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, "", NOW],
             ]
         ],
         "lock_tasks": [one, many],

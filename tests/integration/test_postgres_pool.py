@@ -10,7 +10,7 @@ from tests.postgres_servers import PostgresServer, pgbouncer, streaming
 from tests.redis_servers import eventually
 
 from sutazai.adapters.postgres import migrate
-from sutazai.adapters.postgres.database import Database, PoolRules, open_database
+from sutazai.adapters.postgres.database import CommitUnknown, Database, PoolRules, open_database
 from sutazai.core.errors import StoreUnavailable
 from sutazai.settings.secret import Secret
 
@@ -76,6 +76,58 @@ async def test_a_server_that_was_killed_and_is_back_is_used_unnoticed(
     assert await ask(database)
 
 
+async def test_one_statement_is_a_transaction_by_itself_on_a_connection_that_answered(database: Database) -> None:
+    """One of its own only where it has to be asked first whether it lives."""
+    assert len(await transactions(database)) == 1
+    assert len(await transactions(database)) == 2
+
+
+async def transactions(database: Database) -> set[int]:
+    """In which two statements ran."""
+    async with database.statement() as connection:
+        return {int(await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")) for _ in range(2)}
+
+
+async def test_one_statement_finds_a_connection_that_was_closed_meanwhile_unnoticed(
+    server: PostgresServer, database: Database
+) -> None:
+    pid = await ask(database)
+    await server.ask(f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    async with database.statement() as connection:
+        assert await connection.fetchval("SELECT pg_backend_pid()") != pid
+
+
+async def test_one_statement_that_is_refused_was_not_kept(database: Database) -> None:
+    await ask(database)
+    with pytest.raises(StoreUnavailable, match="division by zero") as told:
+        async with database.statement() as connection:
+            await connection.fetchval("SELECT 1 / 0")
+
+    assert not isinstance(told.value, CommitUnknown)
+
+
+async def test_one_statement_whose_connection_breaks_may_have_been_kept(
+    server: PostgresServer, database: Database
+) -> None:
+    await ask(database)
+    asking = asyncio.create_task(sleep(database), name="ask")
+    under_way = "FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(10)'"
+    await eventually(lambda: is_one(server, f"SELECT count(pg_terminate_backend(pid)) {under_way}"))
+
+    with pytest.raises(CommitUnknown):
+        await asking
+
+
+async def sleep(database: Database) -> None:
+    async with database.statement() as connection:
+        await connection.fetchval("SELECT pg_sleep(10)")
+
+
+async def is_one(server: PostgresServer, count: str) -> bool:
+    return bool(await server.ask(count) == 1)
+
+
 async def test_no_more_connections_are_opened_than_the_settings_say(server: PostgresServer) -> None:
     async with open_database(server.url, timeout_s=LIMIT_S, rules=PoolRules(size=2, overflow=1)) as database:
         assert len(set(await asyncio.gather(*(ask(database) for _ in range(20))))) <= 3
@@ -132,7 +184,15 @@ async def test_many_callers_share_the_few_servers_of_a_pgbouncer(bouncer: Secret
                     found.append(await connection.fetchval("SELECT $1::int", number))
             return found
 
-        assert await asyncio.gather(*map(several, range(30))) == [[number] * 3 for number in range(30)]
+        async def single(number: int) -> list[int]:
+            found = []
+            for _ in range(3):
+                async with database.statement() as connection:
+                    found.append(await connection.fetchval("SELECT $1::int", number))
+            return found
+
+        for each in (several, single):
+            assert await asyncio.gather(*map(each, range(30))) == [[number] * 3 for number in range(30)]
 
 
 async def test_migrations_run_through_a_pgbouncer(server: PostgresServer, bouncer: Secret) -> None:

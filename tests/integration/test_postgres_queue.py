@@ -423,6 +423,15 @@ class LossyDatabase(Database):
     async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Any]:
         async with super().transaction(within_s=within_s) as connection:
             yield connection
+        self._lose()
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Any]:
+        async with super().statement() as connection:
+            yield connection
+        self._lose()
+
+    def _lose(self) -> None:
         if self.losses:
             self.losses -= 1
             raise CommitUnknown("The connection broke.")

@@ -532,3 +532,9 @@ def test_statements_are_read_by_name() -> None:
     text = "-- About the file.\n\n-- name: one\nSELECT 1\n\n-- name: two\n-- Why.\nSELECT\n  2\n"
 
     assert statements.parse(text) == {"one": "SELECT 1", "two": "-- Why.\nSELECT\n  2"}
+
+
+def test_what_statements_have_in_common_stands_in_each() -> None:
+    text = "-- name: one\nSELECT\n-- part both\n-- part: both\n2\n-- name: two\n-- part both\n+ 1"
+
+    assert statements.parse(text) == {"one": "SELECT\n2", "two": "2\n+ 1"}

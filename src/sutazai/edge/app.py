@@ -28,7 +28,7 @@ from sutazai.edge import (
 from sutazai.edge.marks import marked
 from sutazai.edge.pool import Pool
 
-KEPT = (sessions, files, batches, tasks, schedules)
+KEPT = (tasks, sessions, files, batches, schedules)
 """What tenants write and read again."""
 
 
@@ -37,13 +37,13 @@ def build(pool: Pool) -> Router:
     The ASGI application.
 
     A bare router: errors leave it as exceptions and the connection gives them their form, so no middleware of a
-    framework answers in a form of its own.
+    framework answers in a form of its own. It tries one address after another, so those that are asked most come first.
     """
     return Router(
         routes=[
+            *marked(pool.marks, chain.from_iterable(kept.routes(pool) for kept in KEPT)),
             *health.routes(pool),
             *openai.routes(pool),
-            *marked(pool.marks, chain.from_iterable(kept.routes(pool) for kept in KEPT)),
             *ollama.routes(pool),
             *admin.routes(pool),
             *admin_keys.routes(pool),

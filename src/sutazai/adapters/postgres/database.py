@@ -1,8 +1,8 @@
 """
 The one way to PostgreSQL: short transactions on the right server, and every failure as `StoreUnavailable`.
 
-Everything runs inside an explicit transaction, and prepared statements have names only where no pooler stands in
-between, so a PgBouncer in transaction mode may.
+Where a PgBouncer in transaction mode may stand in between, everything runs inside an explicit transaction, and prepared
+statements have no names.
 """
 
 from __future__ import annotations
@@ -98,6 +98,16 @@ class Database:
         commit took place. What has begun is not tried again: only the caller knows whether it may be.
         """
         async with self._within(within_s or self._timeout_s, self._begin_on_primary) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        """
+        The same for one statement, which is a transaction by itself: one round trip where that takes three.
+
+        Raises `CommitUnknown` also where the connection broke before it was answered.
+        """
+        async with self._within(self._timeout_s, self._begin_single) as connection:
             yield connection
 
     @asynccontextmanager
@@ -205,6 +215,7 @@ class Database:
                     lease = await begin()
                     try:
                         await self._enter(lease)
+                        is_committing = not lease.has_begun
                         yield lease.connection
                         is_committing = True
                         await lease.commit()
@@ -212,9 +223,15 @@ class Database:
                         lease.drop()
                         raise
         except StoreUnavailable as error:
-            if is_committing:
+            if is_committing and isinstance(error.__cause__, (TimeoutError, *LOST)):
                 raise CommitUnknown(error.message) from error
             raise
+
+    async def _begin_single(self) -> Lease:
+        # A slot is entered, a primary is told from a replica, and a PgBouncer stays with one server, in a transaction.
+        if self._slots or self._servers is not None or not self.is_direct:
+            return await self._begin_on_primary()
+        return await self._pools[0].begin(is_single=True)
 
     async def _begin_on_primary(self) -> Lease:
         if self._servers is None:

@@ -7,6 +7,7 @@ follows anyway is the question: where it finds the connection dead, nothing has 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +28,9 @@ STATEMENTS = 100
 """Prepared statements kept for each connection. None behind a PgBouncer, which gives out servers by transaction."""
 
 
+ALIVE_S = 1.0
+"""A connection that answered so recently is taken to be alive. Whether it is closed is known at once."""
+
 _NO_LIMIT: Any = None
 
 
@@ -45,9 +49,9 @@ class PoolRules:
 
 
 class Lease:
-    """A connection that was given out, and its transaction."""
+    """A connection that was given out, and its transaction; None where its one statement is a transaction by itself."""
 
-    def __init__(self, kept: PoolProxiedConnection, connection: Connection, transaction: Any) -> None:
+    def __init__(self, kept: PoolProxiedConnection, connection: Connection, transaction: Any | None) -> None:
         self.connection = connection
         self._kept = kept
         self._transaction = transaction
@@ -57,9 +61,16 @@ class Lease:
         """Whether the server says that it is a replica; False where it tells nothing, as before PostgreSQL 14."""
         return getattr(self.connection.get_settings(), "in_hot_standby", "off") == "on"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a transaction that ends with `commit` alone."""
+        return self._transaction is not None
+
     async def commit(self) -> None:
         """Commit, and give the connection back. Raises what the driver raises."""
-        await self._transaction.commit()
+        if self._transaction is not None:
+            await self._transaction.commit()
+        self._kept.info["answered_at"] = time.monotonic()
         self._kept.close()
 
     def drop(self) -> None:
@@ -99,11 +110,12 @@ class Pool:
         """Connections that are given out."""
         return self._pool.checkedout()
 
-    async def begin(self, *, readonly: bool = False, is_steady: bool = False) -> Lease:
+    async def begin(self, *, readonly: bool = False, is_steady: bool = False, is_single: bool = False) -> Lease:
         """
         A connection on which a transaction has begun. Raises what the driver raises.
 
-        All statements of a steady one see the same moment.
+        All statements of a steady one see the same moment. For a single one nothing begins where the connection
+        answered a moment ago.
         """
         isolation = "repeatable_read" if is_steady else "read_committed"
         while True:
@@ -111,6 +123,9 @@ class Pool:
             is_fresh = not kept.info
             kept.info["used"] = True
             connection: Connection = kept.driver_connection
+            answered_at = kept.info.get("answered_at", -ALIVE_S)
+            if is_single and time.monotonic() - answered_at < ALIVE_S and not connection.is_closed():
+                return Lease(kept, connection, None)
             try:
                 transaction = connection.transaction(isolation=isolation, readonly=readonly)
                 await transaction.start()

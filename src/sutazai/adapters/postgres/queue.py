@@ -100,14 +100,14 @@ class PostgresQueue:
 
     async def depth(self, queue: str) -> int:
         with _as_queue():
-            async with self._database.transaction() as connection:
+            async with self._database.statement() as connection:
                 depth: int = await connection.fetchval(self._sql["depth_dispatch"], queue, 10 * self._max_length)
         return depth
 
     async def states(self) -> Sequence[QueueState]:
         """All queues that were ever used, by name."""
         with _as_queue():
-            async with self._database.transaction() as connection:
+            async with self._database.statement() as connection:
                 rows = await connection.fetch(self._sql["queue_states"])
         return [QueueState(kind="table", **row) for row in rows]
 
@@ -237,9 +237,11 @@ class PostgresConsumer:
         if at_most <= 0:
             return ()
         was_unsure, self._is_unsure = self._is_unsure, False
+        is_plain = self._id is not None and not was_unsure and self.lower_waited_since is None
+        begin = self._database.statement if is_plain else self._database.transaction
         try:
             with _as_queue():
-                async with self._database.transaction() as connection:
+                async with begin() as connection:
                     consumer = self._id
                     if consumer is None:
                         consumer = uuid.uuid4()
@@ -321,9 +323,10 @@ class PostgresConsumer:
             return
         for number in held:
             del self._held[number]
+        begin = self._database.transaction if tells else self._database.statement
         try:
             with _as_queue():
-                async with self._database.transaction() as connection:
+                async with begin() as connection:
                     await connection.execute(self._sql[statement], held, self._id)
                     if tells:
                         await connection.execute(self._sql["tell_queues"], [self.queue])

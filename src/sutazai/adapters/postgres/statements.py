@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 
-MARK = "-- name: "
+MARK = re.compile(r"^-- (name|part): (.*)\n", re.MULTILINE)
+PART_HERE = re.compile(r"^-- part (.*)$", re.MULTILINE)
 FILES = (
     "statements.sql",
     "statements_sessions.sql",
@@ -20,11 +22,10 @@ FILES = (
 
 def parse(text: str) -> Mapping[str, str]:
     """Statements by name. What stands before the first name is a comment to the file."""
-    found = {}
-    for block in text.split(f"\n{MARK}")[1:]:
-        name, _, statement = block.partition("\n")
-        found[name.strip()] = statement.strip()
-    return found
+    _, *blocks = MARK.split(text)
+    named = list(zip(blocks[::3], blocks[1::3], map(str.strip, blocks[2::3]), strict=True))
+    parts = {name: body for kind, name, body in named if kind == "part"}
+    return {name: PART_HERE.sub(lambda line: parts[line[1]], body) for kind, name, body in named if kind == "name"}
 
 
 def load() -> Mapping[str, str]:

@@ -1,4 +1,5 @@
--- Every statement of the stores. A line `-- name: x` opens a statement; it runs to the next such line.
+-- Every statement of the stores. A line `-- name: x` opens a statement; it runs to the next such line. What several of
+-- a file have in common opens with `-- part: x`, and stands where a line says `-- part x`.
 
 -- name: create_key
 INSERT INTO keys (id, name, tenant, role, digest, scopes, priority, limits)

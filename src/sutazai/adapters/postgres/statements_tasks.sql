@@ -13,20 +13,30 @@ FROM task_keys AS keys
 JOIN unnest($1::text[], $2::text[]) AS asked (tenant, key) USING (tenant, key)
 
 -- name: submit_tasks
--- New tasks with their events, in one round trip, and tell whoever listens of their tasks: that is heard when the
--- transaction commits.
-WITH made AS (
+-- New tasks with their events and with word for the queue of those that are pending, at once, and tell whoever listens:
+-- that is heard when the transaction commits. The subquery is there as in `put_dispatch`.
+WITH given AS (
+    SELECT * FROM unnest((SELECT $1::uuid[]), $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[],
+        $7::text[], $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[],
+        $14::timestamptz[], $15::text[], $16::text[], $17::timestamptz[])
+        WITH ORDINALITY AS given (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft,
+            version, waits_for, run_at, deadline, reason, error, ended_at, place)
+), made AS (
     INSERT INTO tasks (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version,
         waits_for, run_at, deadline, reason, error, ended_at)
-    SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-        $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[],
-        $14::timestamptz[], $15::text[], $16::text[], $17::timestamptz[])
-), kept AS (
+    SELECT id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version, waits_for, run_at,
+        deadline, reason, error, ended_at
+    FROM given
+), told AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
     SELECT * FROM unnest($18::uuid[], $19::integer[], $20::text[], $21::text[], $22::smallint[], $23::timestamptz[],
         $24::text[], $25::timestamptz[])
-)
-SELECT pg_notify('sutazai_tasks', $26)
+), news AS (
+    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, place, run_at <= $27 AS is_due
+    FROM given WHERE status = 'pending'
+),
+-- part queued
+SELECT pg_notify('sutazai_tasks', $26) UNION ALL SELECT pg_notify('sutazai_queues', queue) FROM due
 
 -- name: change_tasks
 -- The same for tasks that were there.
@@ -44,7 +54,7 @@ WITH saved AS (
     ) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker,
         is_cancelling, result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
     WHERE tasks.id = news.id AND tasks.created_at = news.created_at
-), kept AS (
+), told AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
     SELECT * FROM unnest($21::uuid[], $22::integer[], $23::text[], $24::text[], $25::smallint[], $26::timestamptz[],
         $27::text[], $28::timestamptz[])
@@ -157,16 +167,12 @@ LIMIT $2
 -- name: tell_queues
 SELECT pg_notify('sutazai_queues', queue) FROM unnest($1::text[]) AS told (queue)
 
--- name: put_dispatch
+-- part: queued
+-- Word of `news` for the queue, and the queues to be woken in `due`.
 -- Fair among tenants by start-time fair queueing (Goyal, Vin, Cheng 1996): each tenant's next turn is one step of
 -- 1/weight after its last one, or after the turn that is being served where it was idle. A queue that is empty is
 -- served at the highest turn ever given.
--- The subquery hides from the planner how many rows there are. For fewer than it expects of any it would plan anew each
--- time, which takes as long as the rest.
-WITH news AS (
-    SELECT * FROM unnest((SELECT $1::text[]), $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
-        WITH ORDINALITY AS given (queue, task, tenant, agent, priority, available_at, place)
-), sizes AS (
+sizes AS (
     SELECT queue, tenant, count(*) AS size FROM news GROUP BY queue, tenant
 ), served AS (
     SELECT queue, coalesce(
@@ -189,16 +195,28 @@ WITH news AS (
             SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant
         )) + (SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant)
     RETURNING queue, tenant, turn
-), kept AS (
+), queued AS (
     INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at)
     SELECT news.queue, news.task, news.tenant, news.agent, news.priority,
         turns.turn
             - steps.step * (steps.size - row_number() OVER (PARTITION BY news.queue, news.tenant ORDER BY place)),
-        news.available_at <= $7, news.available_at
+        news.is_due, news.available_at
     FROM news JOIN turns USING (queue, tenant) JOIN steps USING (queue, tenant)
     ORDER BY place
+), due AS (
+    SELECT DISTINCT queue FROM news WHERE is_due
 )
-SELECT pg_notify('sutazai_queues', queue) FROM (SELECT DISTINCT queue FROM news WHERE available_at <= $7) AS due
+
+-- name: put_dispatch
+-- The subquery hides from the planner how many rows there are. For fewer than it expects of any it would plan anew each
+-- time, which takes as long as the rest.
+WITH news AS (
+    SELECT *, available_at <= $7 AS is_due
+    FROM unnest((SELECT $1::text[]), $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
+        WITH ORDINALITY AS given (queue, task, tenant, agent, priority, available_at, place)
+),
+-- part queued
+SELECT pg_notify('sutazai_queues', queue) FROM due
 
 -- name: take_dispatch
 WITH picked AS (

@@ -76,7 +76,7 @@ class TaskChanges:
 
     async def release_waiters(self) -> None:
         """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
-        ended = [task.id for task in self._touched() if task.status.is_end]
+        ended = [task.id for task in (*self._new.values(), *self._changed.values()) if task.status.is_end]
         while ended:
             gone = await self._connection.fetch(self._sql["end_waits"], [digits_of(task_id) for task_id in ended])
             # What one of them waited for itself is of no meaning any more, should it be requeued and wait again.
@@ -98,17 +98,17 @@ class TaskChanges:
     async def write(self) -> None:
         """Everything, and tell who listens."""
         if self._new:
-            await self._write("submit_tasks", new_rows(list(self._new.values())), self._new)
+            await self._write("submit_tasks", new_rows(list(self._new.values())), self._new, self.now)
         if self._changed:
             await self._write("change_tasks", changed_rows(list(self._changed.values())), self._changed)
-        pending = [task for task in self._touched() if task.status is TaskStatus.PENDING]
-        await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
-        await self._leave_webhooks(self._touched())
+            pending = [task for task in self._changed.values() if task.status is TaskStatus.PENDING]
+            await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
+        await self._leave_webhooks([*self._new.values(), *self._changed.values()])
 
-    async def _write(self, statement: str, rows: Columns, tasks: Collection[str]) -> None:
+    async def _write(self, statement: str, rows: Columns, tasks: Collection[str], *also: datetime) -> None:
         events = [(task, event) for task, event in self._events if task.id in tasks]
         told = ",".join(map(digits_of, tasks)) if len(tasks) <= MAX_TOLD else ""
-        await self._connection.execute(self._sql[statement], *rows, *self._event_columns(events), told)
+        await self._connection.execute(self._sql[statement], *rows, *self._event_columns(events), told, *also)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -122,9 +122,6 @@ class TaskChanges:
                 [task.status.value for task in ended],
             )
             await self._connection.execute(self._sql["tell_webhooks"])
-
-    def _touched(self) -> Sequence[Task]:
-        return [*self._new.values(), *self._changed.values()]
 
     def _event_columns(self, events: Sequence[tuple[Task, Event]]) -> Columns:
         encoded = [encode(event) for _, event in events]

@@ -6,11 +6,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import asyncpg
 
@@ -44,6 +44,7 @@ from sutazai.ports.task_events import KeptEvent
 from sutazai.ports.tasks import Change, Refused, Start, TaskFilter
 
 T = TypeVar("T")
+Begin: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 LOOK_S = 5.0
 CHANNEL = "sutazai_tasks"
@@ -92,7 +93,12 @@ class PostgresTaskStore:
     async def submit(self, drafts: Sequence[TaskDraft]) -> Sequence[Task]:
         for draft in drafts:
             check_draft(draft)
-        return await self._in_turn(lambda changes, connection: self._submit(changes, connection, drafts))
+        # Where nothing is to be read or locked before, one statement writes it all.
+        is_plain = not any(draft.idempotency_key or draft.after for draft in drafts)
+        return await self._in_turn(
+            lambda changes, connection: self._submit(changes, connection, drafts),
+            self._database.statement if is_plain else None,
+        )
 
     async def _submit(self, changes: TaskChanges, connection: Connection, drafts: Sequence[TaskDraft]) -> list[Task]:
         await self._check_room(connection, drafts)
@@ -168,7 +174,7 @@ class PostgresTaskStore:
         return found[0] if found else None
 
     async def waiting(self, tenant: str, *, at_most: int) -> int:
-        async with self._database.transaction() as connection:
+        async with self._database.statement() as connection:
             waiting: int = await connection.fetchval(self._sql["waiting_of_tenant"], tenant, at_most)
         return waiting
 
@@ -263,7 +269,7 @@ class PostgresTaskStore:
         return cancelled
 
     async def _children(self, parent: str) -> Sequence[str]:
-        async with self._database.transaction() as connection:
+        async with self._database.statement() as connection:
             rows = await connection.fetch(self._sql["unfinished_children"], [digits_of(parent)])
         return [id_of(row["id"]) for row in rows]
 
@@ -282,7 +288,7 @@ class PostgresTaskStore:
 
     async def called_off(self, held: Sequence[tuple[str, int]]) -> Sequence[str]:
         known = [(task, fence) for task, fence in held if is_task_id(task)]
-        async with self._database.transaction() as connection:
+        async with self._database.statement() as connection:
             columns = keys([task for task, _ in known])
             rows = await connection.fetch(self._sql["called_off"], *columns, [fence for _, fence in known])
         return [id_of(row["id"]) for row in rows]
@@ -300,7 +306,7 @@ class PostgresTaskStore:
     async def events(self, tenant: str | None, task_id: str, *, after: int = 0, limit: int) -> Sequence[KeptEvent]:
         if not is_task_id(task_id):
             return ()
-        async with self._database.transaction() as connection:
+        async with self._database.statement() as connection:
             rows = await connection.fetch(
                 self._sql["events_of_task"], digits_of(task_id), created_at_of(task_id), after, tenant, limit
             )
@@ -310,7 +316,7 @@ class PostgresTaskStore:
         return await self._tail.read(after=after, limit=limit)
 
     async def versions(self, task_ids: Sequence[str]) -> Mapping[str, int]:
-        async with self._database.transaction() as connection:
+        async with self._database.statement() as connection:
             rows = await connection.fetch(self._sql["task_versions"], *keys(task_ids))
         return {id_of(row["id"]): row["version"] for row in rows}
 
@@ -318,16 +324,17 @@ class PostgresTaskStore:
         async for payloads in heard(self._database, CHANNEL, look_s=LOOK_S):
             yield frozenset(f"task_{one}" for payload in payloads for one in payload.split(","))
 
-    async def _in_turn(self, work: Callable[[TaskChanges, Connection], Awaitable[T]]) -> T:
+    async def _in_turn(self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin | None = None) -> T:
         """A transaction of changes; again where it met another in a circle."""
+        begin = begin or self._database.transaction
         for _ in range(TRIES - 1):
             with suppress(_Circle):
-                return await self._once(work)
-        return await self._once(work)
+                return await self._once(work, begin)
+        return await self._once(work, begin)
 
-    async def _once(self, work: Callable[[TaskChanges, Connection], Awaitable[T]]) -> T:
+    async def _once(self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin) -> T:
         try:
-            async with self._database.transaction() as connection:
+            async with begin() as connection:
                 changes = TaskChanges(connection, self._database, self._wall())
                 done = await work(changes, connection)
                 await changes.release_waiters()
