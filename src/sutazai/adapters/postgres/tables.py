@@ -117,6 +117,8 @@ Table(
     _given("source", Text),
     _given("target", Text),
     _given("begun_at", WHEN, server_default=text("clock_timestamp()")),
+    _given("mover", Text, server_default=text("''")),
+    _given("beat", BigInteger, server_default=text("0")),
 )
 Table("shard_here", metadata, _key("name", Text))
 Table(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
@@ -81,13 +81,16 @@ TENANTS_IN = ("tasks", "task_keys", "schedules", "files", "agent_messages", "ses
 class Rows:
     """The rows of some slots in two databases."""
 
-    def __init__(self, source: Database, target: Database, slots: Sequence[int]) -> None:
+    def __init__(self, source: Database, target: Database, slots: Sequence[int], mover: str) -> None:
+        """
+        Args:
+            mover: who has to be the one that moves them, for anything to be written; empty where nothing is.
+        """
         self._source = source
         self._target = target
         self._sql = source.sql
         self._slots = list(slots)
-        self.mover = uuid4().hex
-        """Who has to be the one that moves them, for anything to be written."""
+        self._mover = mover
         self.copied = 0
         """Tasks and other rows written so far."""
 
@@ -280,13 +283,13 @@ class Rows:
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Connection]:
-        async with _held(self._target, self._slots, "arriving", self.mover) as connection:
+        async with _held(self._target, self._slots, "arriving", self._mover) as connection:
             await connection.execute(self._sql["plain_forms"])
             yield connection
 
     @asynccontextmanager
     async def _leaving(self) -> AsyncIterator[Connection]:
-        async with _held(self._source, self._slots, "left", self.mover) as connection:
+        async with _held(self._source, self._slots, "left", self._mover) as connection:
             yield connection
 
 
