@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -299,7 +300,7 @@ Table(
     *(_counted(name, type_=BigInteger) for name in ("position", "fence", "beat")),
 )
 
-Table(
+agent_messages = Table(
     "agent_messages",
     metadata,
     Column("number", BigInteger, Identity(always=True), primary_key=True),
@@ -308,7 +309,9 @@ Table(
     _given("sender", Text),
     _given("body", Text),
     _given("at", WHEN, server_default=text("clock_timestamp()")),
+    Column("position", BigInteger),  # of the sequence agent_messages_position
 )
+Index("idx_agent_messages_position", func.coalesce(agent_messages.c.position, agent_messages.c.number))
 
 files = Table(
     "files",
