@@ -14,6 +14,11 @@ from dataclasses import dataclass
 
 from sutazai.adapters.postgres.database import Database
 
+OVERTAKEN = (
+    "Another process moved the slots too, or took this one for gone, as it gave no sign of life. "
+    "Look with `sutazai shards list`, and call the same command again."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -41,22 +46,18 @@ class Handover:
     def __init__(
         self, directory: Database, region: str, *, source: Database, target: Database, slots: Sequence[int]
     ) -> None:
+        self._directory = directory
+        self._region = region
         self.source = source
         self.target = target
         self.slots = slots
-        self.region = region
-        self.directory = directory
         self._sql = directory.sql
 
     async def look(self) -> Seen:
         """The source first: a mover that has fenced a slot there was expected at the target before."""
-        left = await self._in_state(self.source, "left")
+        here = await self._states(self.source)
         there = await self._states(self.target)
-        return Seen(
-            left=left,
-            arriving={slot: mover for slot, (state, mover) in there.items() if state == "arriving"},
-            owned=frozenset(slot for slot, (state, _) in there.items() if state == "owned"),
-        )
+        return Seen(left=_in(here, "left"), arriving=_in(there, "arriving"), owned=frozenset(_in(there, "owned")))
 
     async def take_back(self, seen: Seen) -> tuple[frozenset[int], frozenset[int]]:
         """
@@ -65,24 +66,24 @@ class Handover:
         What was seen must be of movers that are gone, or of the one who calls. Returns the slots that the source owns
         again, and those that the target owns.
         """
-        await self.turn(self.target, seen.arriving, "arriving", "abandoned")
-        owned = frozenset(slot for slot, (state, _) in (await self._states(self.target)).items() if state == "owned")
+        await self._turn(self.target, seen.arriving, "arriving", "abandoned")
+        owned = frozenset(_in(await self._states(self.target), "owned"))
         left = {slot: mover for slot, mover in seen.left.items() if slot not in owned}
-        return await self.turn(self.source, left, "left", "owned"), owned
+        return await self._turn(self.source, left, "left", "owned"), owned
 
     async def give(self, movers: Mapping[int, str]) -> frozenset[int]:
         """Say in the directory that the target has these, which it owns; those whose move is still that mover's."""
         if not movers:
             return frozenset()
-        async with self.directory.transaction() as connection:
-            rows = await connection.fetch(self._sql["give_slots"], self.region, list(movers), list(movers.values()))
+        async with self._directory.transaction() as connection:
+            rows = await connection.fetch(self._sql["give_slots"], self._region, list(movers), list(movers.values()))
         return frozenset(row["slot"] for row in rows)
 
     async def adopt(self, mover: str, seen: Seen) -> frozenset[int]:
         """Make it this mover that has fenced them, and may drop their rows."""
-        return await self.turn(self.source, seen.left, "left", "left", mover)
+        return await self._turn(self.source, seen.left, "left", "left", mover)
 
-    async def turn(
+    async def _turn(
         self, database: Database, seen: Mapping[int, str], before: str, after: str, mover: str = ""
     ) -> frozenset[int]:
         """Those that were still as they were seen."""
@@ -94,10 +95,12 @@ class Handover:
             )
         return frozenset(row["slot"] for row in rows)
 
-    async def _in_state(self, database: Database, wanted: str) -> Mapping[int, str]:
-        return {slot: mover for slot, (state, mover) in (await self._states(database)).items() if state == wanted}
-
     async def _states(self, database: Database) -> Mapping[int, tuple[str, str]]:
         async with database.transaction() as connection:
             rows = await connection.fetch(self._sql["slot_states"], self.slots)
         return {row["slot"]: (row["state"], row["mover"]) for row in rows}
+
+
+def _in(states: Mapping[int, tuple[str, str]], wanted: str) -> Mapping[int, str]:
+    """The slots in that state, and the movers beside them."""
+    return {slot: mover for slot, (state, mover) in states.items() if state == wanted}

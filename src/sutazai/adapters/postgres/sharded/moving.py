@@ -31,7 +31,7 @@ from uuid import uuid4
 import asyncpg
 
 from sutazai.adapters.postgres.database import Database
-from sutazai.adapters.postgres.sharded.handover import Handover, Seen
+from sutazai.adapters.postgres.sharded.handover import OVERTAKEN, Handover, Seen
 from sutazai.adapters.postgres.sharded.rows import Rows
 from sutazai.adapters.postgres.sharded.shards import ANY, Shards
 from sutazai.core.errors import BadRequest, Conflict, StoreUnavailable
@@ -49,10 +49,6 @@ BEAT_S = 1.0
 """Between two signs of life."""
 BEAT_LIMIT_S = 5.0
 """For one of them."""
-OVERTAKEN = (
-    "Another process moved the slots too, or took this one for gone, as it gave no sign of life. "
-    "Look with `sutazai shards list`, and call the same command again."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

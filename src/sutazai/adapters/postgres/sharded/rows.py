@@ -20,6 +20,7 @@ from uuid import UUID
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
+from sutazai.adapters.postgres.sharded.handover import OVERTAKEN
 from sutazai.adapters.postgres.tables import metadata
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.request import Priority
@@ -317,7 +318,7 @@ async def _held(database: Database, slots: Sequence[int], state: str, mover: str
     async with database.transaction(within_s=PIECE_S) as connection:
         rows = await connection.fetch(database.sql["hold_slots"], slots, state, mover)
         if len(rows) != len(slots):
-            raise StoreUnavailable(f"The slots were not {state!r} any more: another process moves them too. Stop one.")
+            raise StoreUnavailable(OVERTAKEN)
         yield connection
 
 
