@@ -25,7 +25,7 @@ EMPTY = """
 DO $$ DECLARE one name; BEGIN
     FOR one IN SELECT relname FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-            AND relname NOT IN ('schema_migrations', 'alembic_version')
+            AND relname NOT IN ('schema_migrations', 'alembic_version', 'broadcasts')
     LOOP EXECUTE format('TRUNCATE %I CASCADE', one); END LOOP;
 END $$
 """

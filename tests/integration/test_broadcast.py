@@ -19,6 +19,7 @@ from tests.redis_servers import wall_before
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.broadcasts import MAX_DATA_BYTES, PostgresBroadcastStore
 from sutazai.adapters.postgres.database import open_database
+from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.stores import Stores, open_stores
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
@@ -313,6 +314,29 @@ async def test_what_was_there_before_the_tables_knew_of_streams_is_not_told(data
         (newest,) = [event.position for event in await tasks.tail(after=0, limit=10)][-1:]
 
         assert (await PostgresBroadcastStore(database).turn(Source.EVENTS)).position == newest
+
+
+async def test_messages_from_before_there_were_positions_are_told_before_all_others(data_dir: Path, told: Told) -> None:
+    """Some that were told, some that were not, and one that was sent after."""
+    files = migrate.read()
+    before = next(at for at, one in enumerate(files) if one.name == "moves")
+    async with fresh_database(data_dir) as url:
+        async with open_database(Secret(url), timeout_s=20) as database:
+            await migrate.migrate(database, files[:before])
+            messages = PostgresMessageStore(database)
+            for number in range(1, 6):
+                await messages.send("acme", f"board{number % 2}", sender="task_1", body=f"{number}")
+            async with database.transaction() as connection:
+                await connection.execute("UPDATE broadcasts SET position = 2 WHERE source = 'messages'")
+
+        async with open_stores(Database(url=Secret(url)), data_dir) as stores:
+            await stores.messages.send("acme", "board0", sender="task_1", body="6")
+            async with carrying(broadcast(stores, told.append, Source.MESSAGES)):
+                await eventually(lambda: is_told(told, 4))
+
+    messages_told = [notice for notice in told.news() if isinstance(notice, MessageNotice)]
+    assert [notice.body for notice in messages_told] == [msgspec.Raw(b"%d" % number) for number in range(3, 7)]
+    assert [notice.position for notice in messages_told] == [notice.number for notice in messages_told] == [3, 4, 5, 6]
 
 
 async def is_told(told: Told, notices: int) -> bool:

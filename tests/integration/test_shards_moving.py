@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import asyncpg
 import pytest
 from tests.postgres_servers import embedded
+from tests.shard_moves import (
+    MOVED,
+    NEIGHBOUR,
+    QUEUE,
+    STEPS,
+    all_done,
+    filled,
+    kill_after,
+    moved,
+    mover_of,
+    rows,
+    seen,
+    tasks_of,
+)
 from tests.shards import make_databases, sharded_stores, tenant_of
 
-from sutazai.adapters.postgres.sharded.moving import Moved, Mover
-from sutazai.adapters.postgres.sharded.rows import TABLES
-from sutazai.adapters.postgres.sharded.shards import Shards
-from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
+from sutazai.adapters.postgres.sharded.moving import Mover
 from sutazai.adapters.postgres.stores import Stores
 from sutazai.core.errors import Conflict, StoreUnavailable
-from sutazai.core.file import File
-from sutazai.core.schedule import Schedule
-from sutazai.core.session import Message, Session
 from sutazai.core.task import Completed, Task, TaskDraft, TaskStatus
 from sutazai.policy.sharding import SlotMove, slot_of
 from sutazai.ports.tasks import Change, Start, TaskFilter
 
 pytestmark = pytest.mark.deadline(60)
-
-MOVED = tenant_of(1)
-"""In the shard `odd` at first."""
-NEIGHBOUR = tenant_of(1, 1)
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
-STEPS = ("expected", "copied", "fenced", "compared", "owned", "given", "tidied")
-ALL_TABLES = ("tasks", "events", *(kept.table for kept in TABLES))
-QUEUE = "task_processing"
 
 
 @pytest.fixture(scope="module")
@@ -63,82 +59,6 @@ async def mover(stores: Stores) -> Mover:
     return mover_of(stores)
 
 
-def mover_of(stores: Stores, **options: Any) -> Mover:
-    assert isinstance(stores.tasks, ShardedTaskStore)
-    shards: Shards = stores.tasks._shards
-    return Mover(shards.databases["even"], shards, **options)
-
-
-async def moved(mover: Mover, *, source: str = "odd", target: str = "even") -> Moved:
-    return await mover.move([slot_of(MOVED)], source=source, target=target)
-
-
-async def filled(stores: Stores, tenant: str) -> None:
-    """Something in every table."""
-    drafts = [
-        TaskDraft(tenant=tenant, agent="echo", input='{"text": "Grüße \\u0000"}', webhook="https://example.org/x")
-    ]
-    first, second, third = await stores.tasks.submit(3 * drafts)
-    await stores.tasks.submit([replace(drafts[0], idempotency_key="once"), replace(drafts[0], after=(first.id,))])
-    starts = [Start(task=one.id, may_take_over=False) for one in (second, third)]
-    await stores.tasks.begin(starts, worker="w", delivery_limit=5)
-    await stores.tasks.change([Change(task=second.id, event=Completed(1, '"done"'))])
-    await stores.files.add(
-        File(id=f"file-{tenant}", tenant=tenant, name="a", purpose="batch", size_bytes=7, created_at=NOW), at_most=9
-    )
-    await stores.messages.send(tenant, "anna", sender="bert", body='"one"')
-    session = Session(
-        id=f"sess_{tenant}", tenant=tenant, model="m", system="", metadata={"a": "b"}, ttl_s=1e9, created_at=NOW,
-        expires_at=datetime.now(UTC) + timedelta(days=9), version=0, messages=0,
-    )  # fmt: skip
-    await stores.sessions.create(session, at_most=9)
-    said = [Message(number=one, role="user", tokens=1, body=b'{"content": "\xc3\xbc"}') for one in (1, 2)]
-    await stores.sessions.append(replace(session, version=1, messages=2), [], said)
-    schedule = Schedule(
-        id=f"sched_{slot_of(tenant):032x}", tenant=tenant, cron="0 8 * * *", timezone="UTC", draft=drafts[0],
-        created_at=NOW, due_at=datetime.now(UTC) + timedelta(days=1),
-    )  # fmt: skip
-    await stores.schedules.add(schedule, at_most=9)
-
-
-async def seen(stores: Stores, tenant: str) -> Mapping[str, object]:
-    """What a client can see of it, and workers too."""
-    tasks = await stores.tasks.page(tenant, TaskFilter(), limit=1000)
-    session = await stores.sessions.get(tenant, f"sess_{tenant}")
-    return {
-        "tasks": tasks,
-        "events": [
-            [replace(event, position=0) for event in await stores.tasks.events(tenant, task.id, limit=1000)]
-            for task in tasks
-        ],
-        "files": await stores.files.page(tenant, purpose="", after="", is_oldest_first=True, limit=100),
-        "messages": await stores.messages.received(tenant, "anna", after=0),
-        "session": session,
-        "history": session and await stores.sessions.history(session),
-        "schedules": await stores.schedules.page(tenant, limit=100),
-    }
-
-
-async def rows(url: str, slot: int) -> Mapping[str, int]:
-    """How many rows of a slot each table of a database has."""
-    whose = {
-        "task_waits": "sutazai_slot(waits_for)",
-        "webhooks": "sutazai_slot(task)",
-        "session_messages": "(SELECT sutazai_slot(tenant) FROM sessions WHERE id = session_id)",
-    }
-    connection: Any = await asyncpg.connect(url)
-    try:
-        return {
-            table: await connection.fetchval(
-                f"SELECT count(*) FROM {table} WHERE {whose.get(table, 'sutazai_slot(tenant)')} = $1",  # noqa: S608
-                slot,
-            )
-            for table in ALL_TABLES
-        }
-    finally:
-        await connection.close()
-
-
 async def test_a_tenant_that_was_moved_finds_everything_as_it_was(
     stores: Stores, mover: Mover, urls: Sequence[str]
 ) -> None:
@@ -160,7 +80,7 @@ async def test_a_tenant_that_was_moved_finds_everything_as_it_was(
 async def test_a_tenant_that_was_moved_goes_on_where_it_was(stores: Stores, mover: Mover) -> None:
     """Keys are known, numbers grow, attempts end, and what waits for them begins."""
     await filled(stores, MOVED)
-    tasks = {task.draft.idempotency_key or task.status.value: task for task in await _tasks(stores)}
+    tasks = {task.draft.idempotency_key or task.status.value: task for task in await tasks_of(stores)}
     numbers = [number for number, _ in await stores.messages.received(MOVED, "anna", after=0)]
 
     await moved(mover)
@@ -193,18 +113,15 @@ async def test_a_move_that_is_killed_after_any_step_is_brought_to_its_end_by_ano
     await filled(stores, MOVED)
     await filled(stores, NEIGHBOUR)
     beside = await seen(stores, NEIGHBOUR)
-    program = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.shard_mover", *urls, str(slot_of(MOVED)), "odd", "even", step
-    )
-    assert await program.wait() == -signal.SIGKILL
+    await kill_after(step, urls)
     assert await seen(stores, NEIGHBOUR) == beside
     late: list[Task] = []
-    if step not in {"fenced", "compared", "owned"}:  # in these its writers wait
+    if step not in {"fenced", "compared", "owned"}:  # in these its writers wait until somebody sees that it is gone
         late += await stores.tasks.submit([TaskDraft(tenant=MOVED, agent="echo")])
 
     await moved(mover_of(stores))
 
-    assert late == [task for task in await _tasks(stores) if task.id in {one.id for one in late}]
+    assert late == [task for task in await tasks_of(stores) if task.id in {one.id for one in late}]
     assert (await rows(urls[0], slot_of(MOVED)))["tasks"] == 5 + len(late)
     assert set((await rows(urls[1], slot_of(MOVED))).values()) == {0}
     assert await seen(stores, NEIGHBOUR) == beside
@@ -301,25 +218,6 @@ async def test_empty_slots_are_moved_together_and_full_ones_alone(stores: Stores
 
     assert sorted(map(len, groups)) == [1, len(moves) - 1]
     assert [SlotMove(slot_of(MOVED), "odd", "even")] in groups
-
-
-async def _tasks(stores: Stores) -> Sequence[Task]:
-    return await stores.tasks.page(MOVED, TaskFilter(), limit=1000)
-
-
-async def all_done(stores: Stores, *, count: int) -> Sequence[Task]:
-    """Do tasks until there were so many that were not begun before."""
-    done: list[Task] = []
-    async with stores.queue.consume(QUEUE, prefetch=5) as consumer:
-        while len(done) < count:
-            deliveries = await consumer.take(5)
-            starts = [Start(task=one.message.task, may_take_over=one.is_redelivered) for one in deliveries]
-            begun = await stores.tasks.begin(starts, worker="w", delivery_limit=50)
-            tasks = [one for one in begun if isinstance(one, Task)]
-            ends = [Change(task=one.id, event=Completed(one.deliveries, "1")) for one in tasks]
-            done += [one for one in await stores.tasks.change(ends) if one is not None]
-            await consumer.ack(deliveries)
-    return done
 
 
 @pytest.mark.deadline(120)

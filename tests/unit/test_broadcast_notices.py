@@ -23,7 +23,9 @@ def event(position: int, data: str = "") -> EventNotice:
 
 
 def message(position: int) -> MessageNotice:
-    return MessageNotice(position=position, tenant="t", to="b", sender="task_1", at=AT, body=msgspec.Raw(b"1"))
+    return MessageNotice(
+        position=position, number=position, tenant="t", to="b", sender="task_1", at=AT, body=msgspec.Raw(b"1")
+    )
 
 
 def read(messages: Sequence[bytes]) -> list[Notice]:

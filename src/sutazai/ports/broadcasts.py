@@ -3,7 +3,8 @@ What is told to whoever reads the stream `agent_coordination`, and how far it wa
 
 A message of the stream is a few notices, each a line of JSON with a `type`. Notices of one type and
 shard come in the order of their positions; some come twice, so a reader passes over those whose position is not past
-the highest that it knows. When a tenant was moved to another shard, its notices come again from there.
+the highest that it knows. When a tenant was moved to another shard, its notices come again from there, in their order
+as well: whoever minds that knows events by task and version, and messages by tenant, name and number.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class EventNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
 
 class MessageNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
-    """A message of an agent's."""
+    """A message of an agent's; tenant, name and number name it once and for all."""
 
     position: int
-    """Its number."""
+    number: int = 0
+    """Grows among those to one name of its tenant, wherever they are kept; 0 in what older programs have told."""
     tenant: str
     to: str
     sender: str

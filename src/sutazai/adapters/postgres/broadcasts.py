@@ -61,7 +61,8 @@ def _event(row: asyncpg.Record, shard: str) -> EventNotice:
 
 def _message(row: asyncpg.Record, shard: str) -> MessageNotice:
     return MessageNotice(
-        position=row["number"],
+        position=row["position"],
+        number=row["number"],
         tenant=row["tenant"],
         to=row["name"],
         sender=row["sender"],

@@ -30,23 +30,54 @@ SELECT EXISTS (SELECT FROM tasks WHERE tenant = $1)
     OR EXISTS (SELECT FROM agent_messages WHERE tenant = $1)
 
 -- name: begin_slot_moves
--- One that was begun before stays as it was.
-INSERT INTO shard_moves AS kept (region, slot, source, target)
-SELECT $1, slot, $3, $4 FROM unnest($2::smallint[]) AS wanted (slot)
-ON CONFLICT (region, slot) DO UPDATE SET region = kept.region
+-- One that was begun before goes on from where it is, in other hands. All who change several do so by slot.
+INSERT INTO shard_moves (region, slot, source, target, mover, beat)
+SELECT $1, slot, $3, $4, $5, 1 FROM unnest($2::smallint[]) AS wanted (slot)
+ON CONFLICT (region, slot) DO UPDATE SET mover = excluded.mover, beat = excluded.beat
 RETURNING slot, source, target
 
 -- name: slot_moves
-SELECT slot, source, target FROM shard_moves WHERE region = $1 ORDER BY begun_at, slot
+SELECT slot, source, target, mover, beat, shard AS owner
+FROM shard_moves JOIN shard_slots USING (region, slot)
+WHERE region = $1
+ORDER BY begun_at, slot
+
+-- name: beat_slot_moves
+-- Not where somebody else moves them, or has taken this mover for gone.
+WITH mine AS (
+    SELECT slot FROM shard_moves WHERE region = $1 AND slot = ANY ($2::smallint[]) AND mover = $3 AND beat > 0
+    ORDER BY slot FOR UPDATE
+)
+UPDATE shard_moves SET beat = beat + 1 FROM mine WHERE region = $1 AND shard_moves.slot = mine.slot
+RETURNING shard_moves.slot
+
+-- name: stop_slot_moves
+-- Those whose mover was not heard of since: it is gone.
+WITH silent AS (
+    SELECT slot FROM shard_moves
+    JOIN unnest($2::smallint[], $3::text[], $4::bigint[]) AS seen (slot, mover, beat) USING (slot, mover, beat)
+    WHERE region = $1
+    ORDER BY slot FOR UPDATE OF shard_moves
+)
+UPDATE shard_moves SET beat = 0 FROM silent WHERE region = $1 AND shard_moves.slot = silent.slot
+RETURNING shard_moves.slot
 
 -- name: end_slot_moves
-DELETE FROM shard_moves WHERE region = $1 AND slot = ANY ($2::smallint[])
+DELETE FROM shard_moves WHERE region = $1 AND slot = ANY ($2::smallint[]) AND mover = $3 RETURNING slot
 
 -- name: give_slots
-UPDATE shard_slots SET shard = $3 WHERE region = $1 AND slot = ANY ($2::smallint[])
+-- Only while their move is that of the mover that was seen: a later move may go the other way.
+WITH mine AS (
+    SELECT slot, target FROM shard_moves
+    JOIN unnest($2::smallint[], $3::text[]) AS seen (slot, mover) USING (slot, mover)
+    WHERE region = $1
+    ORDER BY slot FOR SHARE OF shard_moves
+)
+UPDATE shard_slots SET shard = mine.target FROM mine WHERE region = $1 AND shard_slots.slot = mine.slot
+RETURNING shard_slots.slot
 
 -- name: slot_states
-SELECT slot, state FROM slots_here WHERE slot = ANY ($1::smallint[])
+SELECT slot, state, mover FROM slots_here WHERE slot = ANY ($1::smallint[])
 
 -- name: expect_slots
 -- Only what is owned here already stays as it is.
@@ -54,8 +85,15 @@ INSERT INTO slots_here (slot, state, mover) SELECT slot, 'arriving', $2 FROM unn
 ON CONFLICT (slot) DO UPDATE SET state = 'arriving', mover = excluded.mover WHERE slots_here.state <> 'owned'
 RETURNING slot
 
+-- name: leave_slots
+UPDATE slots_here SET state = 'left', mover = $2 WHERE slot = ANY ($1::smallint[]) AND state = 'owned' RETURNING slot
+
 -- name: turn_slots
-UPDATE slots_here SET state = $3 WHERE slot = ANY ($1::smallint[]) AND state = $2 RETURNING slot
+-- Only what is still as it was seen; a mover that began anew has put its id there.
+UPDATE slots_here SET state = $4, mover = $5
+FROM unnest($1::smallint[], $2::text[]) AS seen (slot, mover)
+WHERE slots_here.slot = seen.slot AND slots_here.mover = seen.mover AND slots_here.state = $3
+RETURNING slots_here.slot
 
 -- name: own_slots
 -- Not where somebody else has begun anew.
@@ -65,15 +103,14 @@ RETURNING slot
 
 -- name: hold_slots
 -- Keeps their state until the end of the transaction.
-SELECT slot FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = $2 AND (state <> 'arriving' OR mover = $3)
-FOR SHARE
+SELECT slot FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = $2 AND mover = $3 FOR SHARE
 
 -- name: fence_slots
 -- Waits for all who are in, and keeps others out until the end of the transaction.
 SELECT pg_advisory_xact_lock(5461340, slot) FROM unnest($1::smallint[]) AS wanted (slot)
 
 -- name: drop_slots
-DELETE FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = $2
+DELETE FROM slots_here WHERE slot = ANY ($1::smallint[]) AND state = 'left' AND mover = $2
 
 -- name: plain_forms
 -- How values are written, whatever a server usually does: checksums of two servers are compared.

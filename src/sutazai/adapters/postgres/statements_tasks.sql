@@ -149,7 +149,7 @@ SELECT clock_timestamp()
 SELECT last_value FROM events_position
 
 -- name: newest_message
-SELECT last_value FROM agent_messages_number_seq
+SELECT last_value FROM agent_messages_position
 
 -- name: writers
 -- Transactions that have written to a table, or may be about to.
@@ -331,10 +331,10 @@ ORDER BY position
 LIMIT $2
 
 -- name: broadcast_messages
-SELECT number, tenant, name, sender, at, body
+SELECT coalesce(position, number) AS position, number, tenant, name, sender, at, body
 FROM agent_messages
-WHERE number > $1 AND number <= $3
-ORDER BY number
+WHERE coalesce(position, number) > $1 AND coalesce(position, number) <= $3
+ORDER BY coalesce(position, number)
 LIMIT $2
 
 -- name: broadcast

@@ -36,6 +36,7 @@ from sutazai.adapters.postgres.sharded.stores import (
     ShardedWebhookStore,
 )
 from sutazai.adapters.postgres.sharded.tasks import ShardedTaskStore
+from sutazai.adapters.postgres.sharded.watching import MoveWatch
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
 from sutazai.adapters.postgres.tenants import PostgresTenantStore
 from sutazai.adapters.postgres.usage import PostgresUsageStore
@@ -119,12 +120,16 @@ async def open_stores(
         async with open_shards(database, settings, shards) as opened:
             await opened.refresh()
             # No task group: it would wrap what the caller raises.
-            following = asyncio.create_task(opened.run(), name="follow the shards")
+            beside = [
+                asyncio.create_task(opened.run(), name="follow the shards"),
+                asyncio.create_task(MoveWatch(database, opened).run(), name="watch movers of shard slots"),
+            ]
             try:
                 yield _sharded_stores(database, opened, clock, max_length, promote_after_s)
             finally:
-                following.cancel()
-                await asyncio.wait([following])
+                for one in beside:
+                    one.cancel()
+                await asyncio.wait(beside)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -117,6 +118,8 @@ Table(
     _given("source", Text),
     _given("target", Text),
     _given("begun_at", WHEN, server_default=text("clock_timestamp()")),
+    _given("mover", Text, server_default=text("''")),
+    _given("beat", BigInteger, server_default=text("0")),
 )
 Table("shard_here", metadata, _key("name", Text))
 Table(
@@ -297,7 +300,7 @@ Table(
     *(_counted(name, type_=BigInteger) for name in ("position", "fence", "beat")),
 )
 
-Table(
+agent_messages = Table(
     "agent_messages",
     metadata,
     Column("number", BigInteger, Identity(always=True), primary_key=True),
@@ -306,7 +309,9 @@ Table(
     _given("sender", Text),
     _given("body", Text),
     _given("at", WHEN, server_default=text("clock_timestamp()")),
+    Column("position", BigInteger),  # of the sequence agent_messages_position
 )
+Index("idx_agent_messages_position", func.coalesce(agent_messages.c.position, agent_messages.c.number))
 
 files = Table(
     "files",

@@ -59,7 +59,7 @@ class Directory:
         """Moves that have begun and not ended."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(self._sql["slot_moves"], self._shards.region)
-        return [SlotMove(*row) for row in rows]
+        return [SlotMove(row["slot"], row["source"], row["target"]) for row in rows]
 
     async def add(self, name: str) -> int:
         """

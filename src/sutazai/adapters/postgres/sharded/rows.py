@@ -2,8 +2,9 @@
 Rows of some shard slots, from one database to another.
 
 Tasks and their events are found by the positions of events: whatever happens to a task adds one, so that what changed
-since the last pass is known without a look at the rest. All other tables are compared by checksums of their rows.
-What was written is read back, and its checksum compared with the one of the source as of the moment it was read.
+since the last pass is known without a look at the rest. All other tables are compared by checksums of their rows,
+but for what each database gives them itself. What was written is read back, and its checksum compared with the one of
+the source as of the moment it was read.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
+from sutazai.adapters.postgres.sharded.handover import OVERTAKEN
 from sutazai.adapters.postgres.tables import metadata
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.request import Priority
@@ -49,6 +51,19 @@ class Kept:
     """Which of its rows belong to the tenants $1 or the slots $2."""
     needs: str = "true"
     """What must be at the other side before a row can be."""
+    own: str = ""
+    """A column that each database gives itself."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """What both sides have to have."""
+        return [column.name for column in metadata.tables[self.table].columns if column.name != self.own]
+
+    @property
+    def hash(self) -> str:
+        """The checksum of a row, as SQL."""
+        columns = ", ".join(f"{self.table}.{column}" for column in self.columns)
+        return f"hashtextextended(ROW({columns})::text, 1)"
 
     @property
     def keys(self) -> str:
@@ -57,13 +72,14 @@ class Kept:
 
 
 OF_TENANTS = "tenant = ANY ($1::text[])"
+TASKS = Kept(table="tasks", key=("id", "created_at"), whose=OF_TENANTS)
 TABLES = (
     Kept(table="task_keys", key=("tenant", "key"), whose=OF_TENANTS),
     Kept(table="task_waits", key=("waits_for", "waiter"), whose="sutazai_slot(waits_for) = ANY ($2::integer[])"),
     Kept(table="webhooks", key=("task", "version"), whose="sutazai_slot(task) = ANY ($2::integer[])"),
     Kept(table="schedules", key=("id",), whose=OF_TENANTS),
     Kept(table="files", key=("id",), whose=OF_TENANTS),
-    Kept(table="agent_messages", key=("tenant", "name", "number"), whose=OF_TENANTS),
+    Kept(table="agent_messages", key=("tenant", "name", "number"), whose=OF_TENANTS, own="position"),
     Kept(table="sessions", key=("id",), whose=OF_TENANTS),
     Kept(
         table="session_messages",
@@ -81,13 +97,16 @@ TENANTS_IN = ("tasks", "task_keys", "schedules", "files", "agent_messages", "ses
 class Rows:
     """The rows of some slots in two databases."""
 
-    def __init__(self, source: Database, target: Database, slots: Sequence[int]) -> None:
+    def __init__(self, source: Database, target: Database, slots: Sequence[int], mover: str) -> None:
+        """
+        Args:
+            mover: who has to be the one that moves them, for anything to be written; empty where nothing is.
+        """
         self._source = source
         self._target = target
         self._sql = source.sql
         self._slots = list(slots)
-        self.mover = uuid4().hex
-        """Who has to be the one that moves them, for anything to be written."""
+        self._mover = mover
         self.copied = 0
         """Tasks and other rows written so far."""
 
@@ -154,7 +173,7 @@ class Rows:
                 since = [there.get(one, 0) for one, _ in keys]
                 packed = await connection.fetchrow(self._sql["pack_tasks"], *columns, since, timeout=PIECE_S)
             if packed["tasks"]:
-                await target.execute(_write("tasks", ("id", "created_at")), packed["tasks"], timeout=PIECE_S)
+                await target.execute(_write(TASKS), packed["tasks"], timeout=PIECE_S)
             if packed["events"]:
                 await target.execute(self._sql["unpack_events"], packed["events"], timeout=PIECE_S)
             written = await target.fetchrow(self._sql["pack_tasks"], *columns, [2**31 - 1] * len(keys), timeout=PIECE_S)
@@ -190,7 +209,7 @@ class Rows:
                         await connection.execute(self._sql["plain_forms"])
                         packed = await connection.fetchval(_pack(kept), f"[{','.join(differing)}]", timeout=PIECE_S)
                     if packed:
-                        await target.execute(_write(kept.table, kept.key, kept.needs), packed, timeout=PIECE_S)
+                        await target.execute(_write(kept), packed, timeout=PIECE_S)
                     self.copied += len(differing)
             note()
             last = [page[-1][column] for column in kept.key]
@@ -280,13 +299,13 @@ class Rows:
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Connection]:
-        async with _held(self._target, self._slots, "arriving", self.mover) as connection:
+        async with _held(self._target, self._slots, "arriving", self._mover) as connection:
             await connection.execute(self._sql["plain_forms"])
             yield connection
 
     @asynccontextmanager
     async def _leaving(self) -> AsyncIterator[Connection]:
-        async with _held(self._source, self._slots, "left", self.mover) as connection:
+        async with _held(self._source, self._slots, "left", self._mover) as connection:
             yield connection
 
 
@@ -299,7 +318,7 @@ async def _held(database: Database, slots: Sequence[int], state: str, mover: str
     async with database.transaction(within_s=PIECE_S) as connection:
         rows = await connection.fetch(database.sql["hold_slots"], slots, state, mover)
         if len(rows) != len(slots):
-            raise StoreUnavailable(f"The slots were not {state!r} any more: another process moves them too. Stop one.")
+            raise StoreUnavailable(OVERTAKEN)
         yield connection
 
 
@@ -348,32 +367,32 @@ def _page(kept: Kept, last: Sequence[Any]) -> str:
     past = f" AND ({kept.keys}) > ({', '.join(f'${3 + place}' for place in range(len(last)))})" if last else ""
     unused = " AND $1::text[] IS NOT NULL AND $2::integer[] IS NOT NULL"
     return (
-        f"SELECT {kept.keys}, {_key_json(kept)} AS row_key, hashtextextended({kept.table}::text, 1) AS hash"
+        f"SELECT {kept.keys}, {_key_json(kept)} AS row_key, {kept.hash} AS hash"
         f" FROM {kept.table} WHERE {kept.whose}{unused}{past} ORDER BY {kept.keys} LIMIT {ROWS_AT_ONCE}"
     )
 
 
 def _hashes(kept: Kept) -> str:
     return (
-        f"SELECT {_key_json(kept)} AS row_key, hashtextextended({kept.table}::text, 1) AS hash FROM {kept.table}"
+        f"SELECT {_key_json(kept)} AS row_key, {kept.hash} AS hash FROM {kept.table}"
         f" WHERE ({kept.keys}) IN (SELECT {kept.keys} FROM json_populate_recordset(NULL::{kept.table}, $1::json))"
     )
 
 
 def _pack(kept: Kept) -> str:
     return (
-        f"SELECT json_agg({kept.table})::text FROM {kept.table}"
+        f"SELECT json_agg({kept.table} ORDER BY {kept.keys})::text FROM {kept.table}"  # so they get positions in order
         f" WHERE ({kept.keys}) IN (SELECT {kept.keys} FROM json_populate_recordset(NULL::{kept.table}, $1::json))"
     )
 
 
-def _write(table: str, key: tuple[str, ...], needs: str = "true") -> str:
-    columns = [column.name for column in metadata.tables[table].columns]
-    news = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
+def _write(kept: Kept) -> str:
+    columns = ", ".join(kept.columns)
+    news = ", ".join(f"{column} = excluded.{column}" for column in kept.columns if column not in kept.key)
     return (
-        f"INSERT INTO {table} ({', '.join(columns)}) OVERRIDING SYSTEM VALUE SELECT {', '.join(columns)}"
-        f" FROM json_populate_recordset(NULL::{table}, $1::json) WHERE {needs}"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {news}"
+        f"INSERT INTO {kept.table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns}"
+        f" FROM json_populate_recordset(NULL::{kept.table}, $1::json) WHERE {kept.needs}"
+        f" ON CONFLICT ({kept.keys}) DO UPDATE SET {news}"
     )
 
 
@@ -385,7 +404,7 @@ def _drop(kept: Kept) -> str:
 
 
 _SUMS = " UNION ALL ".join(
-    f"SELECT '{kept.table}', count(*), coalesce(sum(hashtextextended({kept.table}::text, 1)), 0)::text"
+    f"SELECT '{kept.table}', count(*), coalesce(sum({kept.hash}), 0)::text"
     f" FROM {kept.table} WHERE {kept.whose} AND $1::text[] IS NOT NULL AND $2::integer[] IS NOT NULL"
     for kept in TABLES
 )
