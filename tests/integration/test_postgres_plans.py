@@ -142,6 +142,7 @@ async def cases(connection: Any) -> Cases:
             ]
         ],
         "lock_tasks": [one, many],
+        "lock_more_tasks": [one, many],
         "tasks_by_id": [[None, *one], ["t1", *one], ["t1", *many]],
         "task_versions": [one, many],
         "tasks_page": [

@@ -61,21 +61,31 @@ WITH saved AS (
 )
 SELECT pg_notify('sutazai_tasks', $29)
 
--- name: lock_tasks
--- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
+-- part: whole_tasks
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
     tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+
+-- name: lock_tasks
+-- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
+-- part whole_tasks
 FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL
 ORDER BY tasks.id
 FOR UPDATE OF tasks
 
+-- name: lock_more_tasks
+-- For one who holds locks already, and so must not wait for another.
+-- part whole_tasks
+FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
+WHERE tasks.deleted_at IS NULL
+ORDER BY tasks.id
+FOR UPDATE OF tasks NOWAIT
+
 -- name: tasks_by_id
-SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
-    tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+-- part whole_tasks
 FROM unnest($2::uuid[], $3::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL AND ($1::text IS NULL OR tasks.tenant = $1)
@@ -87,9 +97,7 @@ JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL
 
 -- name: tasks_page
-SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,
-    tasks.deliveries, tasks.losses, tasks.waits_for, tasks.worker, tasks.is_cancelling, tasks.result, tasks.result_object,
-    tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
+-- part whole_tasks
 FROM tasks
 WHERE deleted_at IS NULL
     AND ($1::text IS NULL OR tenant = $1)

@@ -34,20 +34,39 @@ MAX_TOLD = 200
 class TaskChanges:
     """What one transaction does, gathered until `write`."""
 
-    def __init__(self, connection: Connection, database: Database, now: datetime) -> None:
+    def __init__(
+        self, connection: Connection, database: Database, now: datetime, *, wanted: Collection[str] = ()
+    ) -> None:
+        """
+        Nothing is locked yet.
+
+        Args:
+            wanted: what an earlier try found out that it needs; locked together with the first ones.
+        """
         self._connection = connection
         self._sql = database.sql
         self.now = now
+        self.wanted = set(wanted)
+        """All that was to be locked."""
+        self._has_locked = False
         self._tasks: dict[str, Task] = {}
         self._new: dict[str, Task] = {}
         self._changed: dict[str, Task] = {}
         self._events: list[tuple[Task, Event]] = []
 
     async def lock(self, ids: Sequence[str]) -> None:
-        """Lock these, and know them as they stand; those that are not there stay unknown."""
-        unknown = sorted({task_id for task_id in ids if task_id not in self._tasks})
+        """
+        Lock these, and know them as they stand; those that are not there stay unknown.
+
+        The first time it waits for others who have them. Later, while they may wait for us, the database refuses it at
+        once: then all that is `wanted` is to be locked from the start.
+        """
+        self.wanted.update(ids)
+        unknown = sorted(self.wanted - self._tasks.keys()) if ids else ()
         if unknown:
-            rows = await self._connection.fetch(self._sql["lock_tasks"], *keys(unknown))
+            statement = self._sql["lock_more_tasks" if self._has_locked else "lock_tasks"]
+            self._has_locked = True
+            rows = await self._connection.fetch(statement, *keys(unknown))
             self._tasks.update((task.id, task) for task in map(task_of, rows))
 
     def get(self, task_id: str) -> Task | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -48,8 +48,9 @@ Begin: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 LOOK_S = 5.0
 CHANNEL = "sutazai_tasks"
-TRIES = 5
-"""Of two transactions that wait for each other PostgreSQL ends one, which then has its turn."""
+TRIES = 10
+"""Each knows more of what it needs."""
+IN_THE_WAY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 RETRY_AFTER_S = 5.0
 
 
@@ -325,26 +326,36 @@ class PostgresTaskStore:
             yield frozenset(f"task_{one}" for payload in payloads for one in payload.split(","))
 
     async def _in_turn(self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin | None = None) -> T:
-        """A transaction of changes; again where it met another in a circle."""
+        """A transaction of changes; again where others were in its way, with all that it needs from the start."""
         begin = begin or self._database.transaction
+        wanted: Collection[str] = ()
         for _ in range(TRIES - 1):
-            with suppress(_Circle):
-                return await self._once(work, begin)
-        return await self._once(work, begin)
+            try:
+                return await self._once(work, begin, wanted)
+            except _InTheWay as error:
+                wanted = error.wanted
+        return await self._once(work, begin, wanted)
 
-    async def _once(self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin) -> T:
+    async def _once(
+        self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin, wanted: Collection[str]
+    ) -> T:
+        changes: TaskChanges | None = None
         try:
             async with begin() as connection:
-                changes = TaskChanges(connection, self._database, self._wall())
+                changes = TaskChanges(connection, self._database, self._wall(), wanted=wanted)
                 done = await work(changes, connection)
                 await changes.release_waiters()
                 await changes.write()
             return done
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
-                raise _Circle(error.message) from error
+            if changes is not None and isinstance(error.__cause__, IN_THE_WAY):
+                raise _InTheWay(error.message, changes.wanted) from error
             raise
 
 
-class _Circle(StoreUnavailable):
-    """Another transaction was let go first."""
+class _InTheWay(StoreUnavailable):
+    """Another transaction held what this one wanted."""
+
+    def __init__(self, message: str, wanted: Collection[str]) -> None:
+        super().__init__(message)
+        self.wanted = wanted

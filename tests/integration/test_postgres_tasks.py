@@ -1,0 +1,60 @@
+"""Transactions of tasks that want the same rows: none waits for another while it holds what that one wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.postgres_databases import fresh_database
+from tests.redis_servers import eventually
+
+from sutazai.adapters.postgres import migrate
+from sutazai.adapters.postgres.database import Database, open_database
+from sutazai.adapters.postgres.tasks import PostgresTaskStore
+from sutazai.core.task import Completed, Suspended, TaskDraft, TaskStatus, digits_of
+from sutazai.ports.tasks import Change, Start
+from sutazai.settings.secret import Secret
+
+LIMIT_S = 10.0
+LOCK = "SELECT FROM tasks WHERE id = $1 FOR UPDATE"
+
+
+@pytest.fixture
+async def database(data_dir: Path) -> AsyncIterator[Database]:
+    async with fresh_database(data_dir) as url, open_database(Secret(url), timeout_s=LIMIT_S) as opened:
+        await migrate.migrate(opened, migrate.read())
+        yield opened
+
+
+async def test_what_holds_one_task_and_needs_another_begins_anew_instead_of_waiting(database: Database) -> None:
+    """The end of a task releases an older one that somebody else holds, who then wants the task that ended."""
+    store = PostgresTaskStore(database, max_length=100, wall=lambda: datetime.now(UTC))
+    older, newer = await store.submit([TaskDraft(tenant="acme", agent="echo")] * 2)
+    starts = [Start(task=task.id, may_take_over=False) for task in (older, newer)]
+    await store.begin(starts, worker="anna", delivery_limit=3)
+    await store.suspend(Change(task=older.id, event=Suspended(1, 0)), [newer.id])
+
+    async with database.transaction() as connection:
+        await connection.execute(LOCK, digits_of(older.id))
+        ending = asyncio.create_task(store.change([Change(task=newer.id, event=Completed(1, "1"))]), name="end")
+        await eventually(lambda: is_waiting(connection))
+        await connection.execute(LOCK, digits_of(newer.id))  # which it does not hold while it waits
+
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await connection.fetchval(deadlocks) == 0
+
+    (ended,) = await ending
+    released = await store.get("acme", older.id)
+    assert ended is not None
+    assert released is not None
+    assert (ended.status, released.status) == (TaskStatus.COMPLETED, TaskStatus.PENDING)
+
+
+async def is_waiting(connection: Any) -> bool:
+    """Whether somebody waits for what this connection holds."""
+    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+    return bool(await connection.fetchval(waiting))
