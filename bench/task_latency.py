@@ -3,8 +3,8 @@ How long a submission takes, and how soon an idle worker starts it: `python -m b
 
 A gateway, a worker, a PostgreSQL and a RabbitMQ of this run's own, over the real HTTP API. Rounds alternate between the
 queue in PostgreSQL and that in RabbitMQ. Of each: tasks submitted one by one to an idle worker, from the answer of the
-gateway to the first line of the agent; then, without a worker, as many submissions as the gateway takes, and half of
-that rate with arrivals that do not wait for answers; then the same half with many tasks waiting in the table.
+gateway to the first line of the agent; then, without a worker, as many submissions as the gateway takes, and a quarter
+and half of that rate with arrivals that do not wait for answers; then the same half with many tasks in the table.
 """
 
 from __future__ import annotations
@@ -91,12 +91,14 @@ class Place:
                 yield from self._alone(port, started)
             most = load(port, rate_per_s=20_000.0)
             yield "submissions per second, as many as it takes", most.rate_per_s, ""
-            half = half_load(port, most)
+            quarter = part_load(port, most, 1 / 4)
+            yield "submit p99 at a quarter of the load", quarter.p99_ms, "ms"
+            half = part_load(port, most, 1 / 2)
             yield "submit p50 at half load", half.p50_ms, "ms"
             yield SUBMIT, half.p99_ms, "ms"
             if not on_rabbitmq:  # whose outbox would be carried away meanwhile
                 asyncio.run(_fill(database))
-                full = half_load(port, most)
+                full = part_load(port, most, 1 / 2)
                 yield f"{SUBMIT}, {WAITING:,} more in the table", full.p99_ms, "ms"
 
     def _alone(self, port: int, started: Path) -> Iterator[tuple[str, float, str]]:
@@ -158,11 +160,11 @@ def load(port: int, *, rate_per_s: float) -> LoadResult:
     return msgspec.json.decode(done.stdout, type=LoadResult)
 
 
-def half_load(port: int, most: LoadResult) -> LoadResult:
-    """The same at half of the rate that was reached. Raises `SystemExit` where any was refused."""
-    result = load(port, rate_per_s=most.rate_per_s / 2)
+def part_load(port: int, most: LoadResult, part: float) -> LoadResult:
+    """The same at a part of the rate that was reached. Raises `SystemExit` where any was refused."""
+    result = load(port, rate_per_s=part * most.rate_per_s)
     if result.failed:
-        raise SystemExit(f"{result.failed:,} submissions were refused or lost at half load, so it was none.")
+        raise SystemExit(f"{result.failed:,} submissions were refused or lost at {part:g} of the load, so it was none.")
     return result
 
 
