@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, closing, suppress
@@ -105,7 +106,7 @@ async def _chat(url: str, **fields: object) -> Any:
 
 
 def _open_stream(url: str, max_tokens: int) -> socket.socket:
-    """Ask for an answer of that length and return once its beginning is here."""
+    """Ask for an answer of that length and return once its beginning is here, to be read."""
     body = {
         "messages": [{"role": "user", "content": "Hello"}],
         "stream": True,
@@ -118,8 +119,9 @@ def _open_stream(url: str, max_tokens: int) -> socket.socket:
     address = urlsplit(url)
     stream = socket.create_connection((address.hostname, address.port), timeout=LIMIT_S)
     stream.sendall(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
-    while b"content" not in (begun := stream.recv(65536)):
+    while b"content" not in (begun := stream.recv(65536, socket.MSG_PEEK)):
         assert begun, "the stream ended before it began"
+        time.sleep(0.001)
     return stream
 
 

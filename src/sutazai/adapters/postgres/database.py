@@ -129,7 +129,7 @@ class Database:
         one; all of it together is bounded as `transaction` is.
         """
         if self._servers is None or tenant is None or seen is None:
-            async with self._within(self._timeout_s, self._begin_on_primary) as connection:
+            async with self.statement() as connection:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
             return rows
         with told_as_unavailable(self._timeout_s, self._about_primary):
