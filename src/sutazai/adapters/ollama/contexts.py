@@ -25,6 +25,10 @@ class Contexts:
         self._unasked: set[str] = set()
         """Requested without a length while not loaded."""
         self._defaults: dict[str, int] = {}
+        self.turn = 0
+        """Grows with each length that came; a probe remembers the turn in which it asked."""
+        self._came_in: dict[str, int] = {}
+        """The turn in which the length of a model came."""
 
     def present(self, model: str) -> int:
         """What it has, or will have once the load under way is done; 0 where it is not loaded."""
@@ -49,16 +53,22 @@ class Contexts:
     def came(self, model: str, context: int) -> None:
         """A request with this length is being answered."""
         name = _short(model)
-        self._seen[name] = context
+        self.turn += 1
+        self._seen[name], self._came_in[name] = context, self.turn
         self._forget(name, context)
 
     def failed(self, model: str, context: int) -> None:
         """A request with this length failed: perhaps the node cannot load so much, so nobody else shall ask for it."""
         self._forget(_short(model), context)
 
-    def learn(self, loaded: Mapping[str, LoadedModel]) -> None:
-        """What a probe saw; a model that is there without anybody having asked here shows the default."""
+    def learn(self, loaded: Mapping[str, LoadedModel], *, asked_in: int) -> None:
+        """
+        What a probe saw that asked in this turn; what came since then is newer.
+
+        A model that is there without anybody having asked here shows the default.
+        """
         seen = {_short(name): entry.context_tokens for name, entry in loaded.items()}
+        seen |= {name: self._seen[name] for name, turn in self._came_in.items() if turn > asked_in}
         for name, context in seen.items():
             if name in self._unasked and name not in self._seen and name not in self._coming:
                 self._defaults[name] = context
@@ -66,6 +76,7 @@ class Contexts:
                 self._coming.pop(name, None)
         self._unasked -= seen.keys()
         self._seen = seen
+        self._came_in = {name: turn for name, turn in self._came_in.items() if turn > asked_in}
 
     def _forget(self, name: str, context: int) -> None:
         if self._coming.get(name) == context:

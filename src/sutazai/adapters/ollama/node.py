@@ -92,11 +92,12 @@ class OllamaNode:
         return with_context(body, num_ctx=context, load_options=settings.load_options), reply
 
     async def probe(self) -> NodeReport:
+        asked_in = self._contexts.turn
         tags = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/tags"))
         running = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/ps"))
         version = cast("dict[str, Any]", await self._client.fetch_json("GET", "/api/version"))
         loaded = {entry.name: entry for entry in map(_loaded_model, running.get("models") or [])}
-        self._contexts.learn(loaded)
+        self._contexts.learn(loaded, asked_in=asked_in)
         return NodeReport(
             models={info.name: info for info in map(_model_info, tags.get("models") or [])},
             loaded=loaded,
