@@ -28,14 +28,14 @@ from sutazai.ports.web import Web
 from sutazai.settings.model import Discovery, Logs, NodeSettings, Redis, Settings
 from sutazai.testing.node import FakeNode
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 """For the body of a test; `@pytest.mark.deadline(seconds)` grants another."""
 GRACE_S = 15.0
 """For its fixtures, on top."""
 
-PROGRAM_S = 20.0
+PROGRAM_S = 40.0
 """For a program to start or to end."""
-TASK_GRACE_S = 0.5
+TASK_GRACE_S = 2.0
 """For tasks that are about to end."""
 
 StartNode: TypeAlias = Callable[..., Awaitable[FakeNode]]
@@ -46,7 +46,7 @@ Dial: TypeAlias = Callable[..., Awaitable["Wire"]]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name our marker."""
-    config.addinivalue_line("markers", "deadline(seconds): the test may take that long instead of 30 s")
+    config.addinivalue_line("markers", "deadline(seconds): the test may take that long instead of 60 s")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

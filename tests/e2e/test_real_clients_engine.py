@@ -22,7 +22,7 @@ pytestmark = [
         importlib.util.find_spec("xllamacpp") is None and "CI" not in os.environ,
         reason="the wheel xllamacpp is not installed",
     ),
-    pytest.mark.deadline(60),
+    pytest.mark.deadline(120),
 ]
 MODEL = "sutazai-trial"
 WAITS_S = 30.0

@@ -29,7 +29,7 @@ UNDER_WAY = 64
 """At most so many lines of one worker were asked and not kept: four chunks, four lines each under way, and as many
 that wait for their checkpoint, with some room."""
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 
 def line(number: int) -> bytes:

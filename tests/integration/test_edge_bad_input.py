@@ -241,7 +241,7 @@ def almost_right(draw: st.DrawFn) -> tuple[Endpoint, bytes]:
 ANY_REQUEST = st.one_of(almost_right(), st.tuples(st.sampled_from(list(Endpoint)), st.binary(max_size=200)))
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @given(requests=st.lists(ANY_REQUEST, min_size=1, max_size=4))
 @settings(
     deadline=None, max_examples=250, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

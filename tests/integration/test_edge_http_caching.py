@@ -81,7 +81,7 @@ def operations() -> list[tuple[str, str]]:
     return [(path, method) for path, methods in document()["paths"].items() for method in methods]
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("with_key", [True, False], ids=["key", "no key"])
 async def test_only_what_is_the_same_for_everybody_is_public(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial, stores: Stores, with_key: bool

@@ -121,7 +121,7 @@ async def test_slow_senders_are_cut_off_and_nobody_else_notices(
 
 
 @pytest.mark.alone
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.usefixtures("many_files")
 async def test_clients_that_never_read_hold_up_their_own_streams_alone(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial, slow_dial: Dial

@@ -186,7 +186,7 @@ async def test_a_deadline_holds_beside_callers_who_are_more_patient(
 
 
 @has_engine
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_the_real_engine_gives_the_same_vectors_together_as_alone(gateways: StartGateway, dial: Dial) -> None:
     port = await _with_engine(gateways)
     texts = [" tiny trial model" * count for count in range(1, 25)]
@@ -202,7 +202,7 @@ async def test_the_real_engine_gives_the_same_vectors_together_as_alone(gateways
 
 
 @has_engine
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_one_text_too_long_for_the_real_engine_spoils_nobody_else(gateways: StartGateway, dial: Dial) -> None:
     port = await _with_engine(gateways)
     texts = [f"tiny model {number}" for number in range(8)]
@@ -215,7 +215,7 @@ async def test_one_text_too_long_for_the_real_engine_spoils_nobody_else(gateways
 
 
 @has_engine
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_completions_of_the_real_engine_come_apart_with_their_own_tokens(
     gateways: StartGateway, dial: Dial
 ) -> None:

@@ -227,7 +227,7 @@ async def test_the_engine_is_tuned_and_the_next_start_runs_as_was_found(shell: S
 
 
 @real
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_the_commands_of_the_page_do_what_it_shows(shell: Shell) -> None:
     """The time is cut short, and how many threads there are is the machine's."""
     blocks = re.findall(

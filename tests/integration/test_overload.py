@@ -58,7 +58,7 @@ def answered(seen: Sequence[Seen]) -> int:
 
 
 @pytest.mark.alone
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_at_three_times_capacity_the_pool_does_what_it_can_and_refuses_the_rest_politely(
     gateways: StartGateway, fake_nodes: StartNode, dial: Dial
 ) -> None:

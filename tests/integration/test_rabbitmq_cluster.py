@@ -110,7 +110,7 @@ async def traffic(settings: Rabbitmq) -> AsyncIterator[Traffic]:
                 assert end is None or isinstance(end, asyncio.CancelledError), end
 
 
-@pytest.mark.deadline(60.0)
+@pytest.mark.deadline(120)
 async def test_the_leader_is_killed_and_no_confirmed_task_is_lost(cluster: Rabbits, settings: Rabbitmq) -> None:
     async with traffic(settings) as under_way:
         leader = await asyncio.to_thread(cluster.leader_of, full_name(TASKS, settings))
@@ -121,7 +121,7 @@ async def test_the_leader_is_killed_and_no_confirmed_task_is_lost(cluster: Rabbi
     assert under_way.longest_gap_s < KILLED_S
 
 
-@pytest.mark.deadline(60.0)
+@pytest.mark.deadline(120)
 async def test_the_leader_stalls_and_tasks_go_through_another_node(cluster: Rabbits, settings: Rabbitmq) -> None:
     async with traffic(settings) as under_way:
         leader = await asyncio.to_thread(cluster.leader_of, full_name(TASKS, settings))
@@ -135,7 +135,7 @@ async def test_the_leader_stalls_and_tasks_go_through_another_node(cluster: Rabb
     assert under_way.longest_gap_s < STALLED_S
 
 
-@pytest.mark.deadline(60.0)
+@pytest.mark.deadline(120)
 async def test_without_a_majority_the_caller_is_told_and_all_goes_on_when_it_is_back(
     cluster: Rabbits, settings: Rabbitmq
 ) -> None:

@@ -15,7 +15,7 @@ from sutazai.cli.checks_broker import broker
 from sutazai.settings.model import Rabbitmq
 from sutazai.settings.secret import Secret
 
-pytestmark = [pytest.mark.xdist_group("rabbitmq_managed"), pytest.mark.deadline(60)]
+pytestmark = [pytest.mark.xdist_group("rabbitmq_managed"), pytest.mark.deadline(120)]
 
 
 @pytest.fixture(scope="module")

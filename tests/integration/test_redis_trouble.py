@@ -165,7 +165,7 @@ async def test_a_listener_that_was_late_hears_that_it_may_have_missed_words(tmp_
             await eventually(lambda: heard == [None])
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_a_listener_notices_within_seconds_that_its_connection_is_dead(redis_alone: Servers) -> None:
     """Nothing is refused; only the answers to its pings do not come."""
     async with wall_before(redis_alone.servers[0]) as wall, open_redis(behind(wall)) as link, listening(link) as heard:

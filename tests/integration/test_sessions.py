@@ -373,7 +373,7 @@ async def test_a_turn_beyond_a_limit_is_told_how_the_limits_stand(
 # several gateways
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize("with_redis", [False, True], ids=["alone", "redis"])
 async def test_a_conversation_outlives_the_gateway_that_had_it(
     programs: StartProgram, fake_nodes: StartNode, dial: Dial, redis_alone: Servers, with_redis: bool
@@ -398,7 +398,7 @@ async def test_a_conversation_outlives_the_gateway_that_had_it(
     assert await said(other, session) == ["one", "Hello", "two", "Hello", "three", "Hello"]
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 async def test_a_gateway_that_is_killed_in_the_middle_of_a_turn_leaves_the_session_as_it_was(
     programs: StartProgram, fake_nodes: StartNode, dial: Dial
 ) -> None:

@@ -18,7 +18,7 @@ from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.ports.broadcasts import MessageNotice, Source, Unseen
 from sutazai.tasks.broadcast import Append, Broadcast, Rhythm
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 RHYTHM = Rhythm(look_s=0.02, beat_s=0.1, lease_s=0.4, longest_pause_s=0.2)
 THERE_ALREADY = tenant_of(0)

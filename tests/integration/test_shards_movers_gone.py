@@ -32,7 +32,7 @@ from sutazai.core.errors import StoreUnavailable
 from sutazai.core.task import Task, TaskDraft
 from sutazai.policy.sharding import slot_of
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 SLOT = slot_of(MOVED)
 SOON_S = 0.01

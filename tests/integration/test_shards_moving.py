@@ -32,7 +32,7 @@ from sutazai.core.task import Completed, Task, TaskDraft, TaskStatus
 from sutazai.policy.sharding import SlotMove, slot_of
 from sutazai.ports.tasks import Change, Start, TaskFilter
 
-pytestmark = pytest.mark.deadline(60)
+pytestmark = pytest.mark.deadline(120)
 
 
 @pytest.fixture(scope="module")
