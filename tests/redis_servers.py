@@ -108,7 +108,7 @@ class Servers:
         self.servers = servers
         self.sentinels = sentinels
 
-    def settings(self, *, timeout_s: float = 0.5, prefix: str = "sutazai") -> Redis:
+    def settings(self, *, timeout_s: float = PATIENT_S, prefix: str = "sutazai") -> Redis:
         """Settings that lead here. The limit is generous: most tests are not about time."""
         return Redis(url=Secret(self.url), timeout_s=timeout_s, prefix=prefix)
 

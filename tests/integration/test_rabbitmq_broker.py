@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from tests.rabbit_servers import PASSWORD, QUOTED, USER, Rabbits, eventually, plain_channel
 from tests.redis_servers import wall_before
 
+from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
 from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import KNOWN, STREAM, definitions, full_name
 from sutazai.core.errors import QueueUnavailable
@@ -76,7 +77,21 @@ async def test_a_network_that_falls_silent_is_gone_around(rabbit_node: Rabbits, 
                 wall.heal()
 
 
-@pytest.mark.deadline(40.0)
+async def test_a_consumer_that_the_broker_left_out_reads_anew(settings: Rabbitmq) -> None:
+    """It believes to be there, and nothing tells it otherwise but the messages that wait."""
+    watchful = msgspec.structs.replace(settings, heartbeat_s=1)
+    async with open_rabbitmq(watchful) as queue, queue.consume(TASKS, prefetch=5) as consumer:
+        await queue.put([word_of(0)])
+        assert await taken_by(consumer) == [word_of(0).task]
+        assert isinstance(consumer, RabbitConsumer)
+        assert consumer._wire is not None
+        await consumer._wire.channel.basic_cancel(consumer._consumer)
+        await queue.put([word_of(1)])
+
+        assert await taken_by(consumer) == [word_of(1).task]
+
+
+@pytest.mark.deadline(120)
 async def test_a_broker_that_was_killed_comes_back_with_all_that_was_confirmed(
     rabbit_node: Rabbits, settings: Rabbitmq
 ) -> None:
