@@ -13,8 +13,7 @@ run: .venv/run.stamp  ## Start SutazAI on http://127.0.0.1:10010
 	@$(BIN)/sutazai up
 
 test: check .venv/servers.stamp  ## Every check and every test
-	@$(BIN)/pytest -n auto --dist loadgroup -m "not alone"
-	@$(BIN)/pytest -m alone
+	@scripts/test
 
 check: .venv/dev.stamp  ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
