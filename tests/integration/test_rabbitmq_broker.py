@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 from tests.rabbit_servers import PASSWORD, QUOTED, USER, Rabbits, eventually, plain_channel
 from tests.redis_servers import wall_before
 
-from sutazai.adapters.rabbitmq.consuming import RabbitConsumer
 from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import KNOWN, STREAM, definitions, full_name
 from sutazai.core.errors import QueueUnavailable
@@ -75,20 +74,6 @@ async def test_a_network_that_falls_silent_is_gone_around(rabbit_node: Rabbits, 
                 while word_of(number).task not in seen:  # after what came twice
                     seen += await taken_by(consumer)
                 wall.heal()
-
-
-async def test_a_consumer_that_the_broker_left_out_reads_anew(settings: Rabbitmq) -> None:
-    """It believes to be there, and nothing tells it otherwise but the messages that wait."""
-    watchful = msgspec.structs.replace(settings, heartbeat_s=1)
-    async with open_rabbitmq(watchful) as queue, queue.consume(TASKS, prefetch=5) as consumer:
-        await queue.put([word_of(0)])
-        assert await taken_by(consumer) == [word_of(0).task]
-        assert isinstance(consumer, RabbitConsumer)
-        assert consumer._wire is not None
-        await consumer._wire.channel.basic_cancel(consumer._consumer)
-        await queue.put([word_of(1)])
-
-        assert await taken_by(consumer) == [word_of(1).task]
 
 
 @pytest.mark.deadline(120)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import cast
 
 import msgspec
 
 from sutazai.adapters.rabbitmq.frames import Arrival
-from sutazai.adapters.rabbitmq.link import Wire
 from sutazai.adapters.rabbitmq.reading import Reader, Tag, acknowledged, handed_back
 from sutazai.core.task import is_task_id
 from sutazai.ports.queue import Delivery, Message
 
 COUNT_HEADER = "x-delivery-count"
-OWED_S = 1.0
-"""A message that is there, and a place for it, for so long: then it should have come."""
 
 
 class RabbitConsumer(Reader):
@@ -30,16 +26,6 @@ class RabbitConsumer(Reader):
 
     async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         self.settle(map(_tag, deliveries), handed_back)
-
-    async def _look(self, wire: Wire) -> bool:
-        # After a majority was lost, a broker was seen to leave out a consumer for ever. So it is asked what it holds;
-        # what came in this moment is on its way within the next.
-        await super()._look(wire)
-        for _ in range(2):
-            if self.free <= 0 or not await self._link.waiting(wire, self.queue) or self._arrived:
-                return True
-            await asyncio.sleep(OWED_S)
-        return False
 
     def _delivery(self, message: Arrival) -> Delivery:
         count = message.headers.get(COUNT_HEADER, 0)

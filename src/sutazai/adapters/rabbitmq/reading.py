@@ -174,25 +174,12 @@ class Reader:
                 await self._stirred.wait()
         except TimeoutError:
             try:
-                is_well = await self._look(wire)
+                await self._link.answered(
+                    wire.channel.basic_qos(prefetch_count=self._asked), self._link.settings.confirm_timeout_s
+                )
             except TROUBLES as error:
                 log.warning("a node of RabbitMQ fell silent", node=wire.node, reason=explained(error))
                 self._hang_up()
-            else:
-                if not is_well and self._wire is wire and not self._arrived:
-                    log.warning("a queue that held messages brought none, and is read anew", queue=self.queue)
-                    self._hang_up()
-
-    async def _look(self, wire: Wire) -> bool:
-        """Whether all is well on a wire that was silent. Raises one of `TROUBLES`."""
-        limit_s = self._link.settings.confirm_timeout_s
-        await self._link.answered(wire.channel.basic_qos(prefetch_count=self._asked), limit_s)
-        return True
-
-    @property
-    def free(self) -> int:
-        """How many more the broker may bring."""
-        return self._asked - len(self._unsettled)
 
     def settle(self, which: Iterable[Tag], say: Say) -> None:
         """
