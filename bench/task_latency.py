@@ -221,7 +221,7 @@ async def work(started: Path) -> None:
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(group.create_task(_run(work), name=name))
         )
-        await make_worker(settings, stores, queue.queue, agents, no_models, no_objects).run()
+        await make_worker(settings, stores, queue, agents, no_models, no_objects).run()
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:

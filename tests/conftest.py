@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 from tests.postgres_servers import embedded
 from tests.rabbit_servers import Rabbits, rabbits
 from tests.redis_servers import Servers, one_redis, sentinel_trio, six_node_cluster
@@ -45,8 +47,11 @@ Dial: TypeAlias = Callable[..., Awaitable["Wire"]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name our marker."""
+    """Name our marker, and let properties take their time: what is slow here is the machine."""
     config.addinivalue_line("markers", "deadline(seconds): the test may take that long instead of 60 s")
+    if os.environ.get("CI") != "true":  # where hypothesis has a profile of its own, that does the same
+        settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

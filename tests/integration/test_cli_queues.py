@@ -9,8 +9,6 @@ import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,10 +18,9 @@ from tests.rabbit_servers import PASSWORD, QUOTED, USER, Rabbits
 import sutazai
 from sutazai.adapters.postgres.stores import open_stores
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
-from sutazai.core.task import Task, TaskDraft
+from sutazai.core.task import TaskDraft
 from sutazai.ports.broadcasts import Source, encode
 from sutazai.ports.queue import Message
-from sutazai.ports.tasks import Start
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
 
@@ -151,30 +148,6 @@ async def test_definitions_need_no_broker_and_no_settings(run: Run) -> None:
         "dead_letters",
         "agent_coordination",
     ]
-
-
-async def test_queues_are_refilled_with_what_may_be_started(url: str, run: Run) -> None:
-    async with open_stores(Database(url=Secret(url)), Path("/nowhere")) as stores:
-        draft = TaskDraft(tenant="acme", agent="a")
-        lost = await stores.tasks.submit([draft] * 3)
-        ended, later = await stores.tasks.submit([draft, replace(draft, run_at=datetime(2999, 1, 1, tzinfo=UTC))])
-        await stores.tasks.cancel("acme", ended.id)
-        async with stores.databases[""].transaction() as connection:
-            await connection.execute("DELETE FROM dispatch")
-        code, out, _ = await run("queues", "refill")
-        async with stores.queue.consume(TASKS, prefetch=10) as consumer:
-            words = await consumer.take(10)
-        again, _, _ = await run("queues", "refill")
-        async with stores.queue.consume(TASKS, prefetch=10) as consumer:
-            twice = await consumer.take(10)
-            starts = [Start(task=each.message.task, may_take_over=False) for each in twice]
-            begun = await stores.tasks.begin(starts, worker="w", delivery_limit=5)
-
-    assert (code, again, out) == (0, 0, "3 tasks were put into their queues.\n")
-    assert sorted(each.message.task for each in words) == sorted(task.id for task in lost)
-    assert later.id not in {each.message.task for each in twice}
-    assert len(twice) == 6
-    assert sum(isinstance(each, Task) for each in begun) == 3
 
 
 async def test_the_stream_is_printed_as_lines_of_json(settings: Rabbitmq, url: str, tmp_path: Path) -> None:

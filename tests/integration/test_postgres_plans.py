@@ -83,7 +83,7 @@ WITHOUT_TABLES = {
     "time_now",
 }
 """These read none, or those of PostgreSQL alone."""
-SMALL = {"all_beats"}
+SMALL = {"all_beats", "worker_beats"}
 """These read a table as a whole that has a row for each worker."""
 
 Cases = Mapping[str, Sequence[Sequence[Any]]]
@@ -195,6 +195,11 @@ async def cases(connection: Any) -> Cases:
         "take_broadcast": [["events", 1, 1]],
         "advance_broadcast": [["events", 1, 1]],
         "leave_broadcast": [["events", 1]],
+        "beat_worker": [["w"]],
+        "forget_workers": [[["w"], [1]]],
+        "tasks_under_way": [[["w"], 500], [["w", "v"], 1]],
+        "count_without_word": [["task_processing", NOW, 100_000], ["queue1", NOW, 100], ["queue1", BEGIN, 100_000]],
+        "refill_dispatch": [["task_processing", NOW, 100_000], ["queue1", NOW, 1]],
     }
 
 

@@ -13,6 +13,7 @@ from tests.rabbit_servers import Rabbits, eventually, plain_channel
 
 from sutazai.adapters.rabbitmq.queue import open_rabbitmq
 from sutazai.adapters.rabbitmq.topology import full_name
+from sutazai.ports.agent import TASK_PROCESSING
 from sutazai.ports.broadcasts import EventNotice, Unseen
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
@@ -87,3 +88,29 @@ async def test_a_gateway_whose_broker_is_away_takes_tasks_and_says_how_late_the_
         assert accepted == 202
         assert await figure(wire, "sutazai_broadcast_behind{") == 1
         assert await figure(wire, "sutazai_rabbitmq_connections ") == 0
+
+
+@pytest.mark.deadline(120)
+async def test_a_task_whose_word_the_broker_has_lost_is_done_all_the_same(
+    data_dir: Path, settings: Rabbitmq, gateways: StartGateway, dial: Dial
+) -> None:
+    async with fresh_database(data_dir) as url, open_rabbitmq(settings) as broker:
+        database = Database(url=Secret(url))
+        gateway = await gateways(agents=plain_agents(), rabbitmq=settings, database=database)
+        wire = await dial(gateway.port)
+        wire.post("/v1/tasks", {"agent": "anything", "input": 1})
+        task = (await wire.answer()).json["id"]
+
+        async def is_at_the_broker() -> bool:
+            return await broker.depth(TASK_PROCESSING) == 1
+
+        await eventually(is_at_the_broker)
+        async with plain_channel(settings) as channel:
+            await channel.queue_purge(full_name(TASK_PROCESSING, settings))
+        await gateways(agents=plain_agents(), with_worker=True, rabbitmq=settings, database=database)
+
+        async def is_done() -> bool:
+            wire.get(f"/v1/tasks/{task}")
+            return bool((await wire.answer()).json["status"] == "completed")
+
+        await eventually(is_done, within_s=90.0)

@@ -20,6 +20,7 @@ from sutazai.core.task import (
     FailureReason,
     HandedBack,
     IllegalChange,
+    Lost,
     Progressed,
     Released,
     Requeued,
@@ -57,6 +58,7 @@ later_events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Checkpointed, fence=fences, checkpoint=st.just("{}")),
     st.builds(Suspended, fence=fences, waits_for=st.integers(0, 3), tokens=tokens),
     st.builds(HandedBack, fence=fences, run_at=times, tokens=tokens),
+    st.builds(Lost, fence=fences),
     st.builds(Retried, fence=fences, reason=reasons, error=st.text(), run_at=times, tokens=tokens),
     st.builds(Completed, fence=fences, result=st.just("1"), tokens=tokens),
     st.builds(Failed, fence=fences, reason=reasons, error=st.text(), tokens=tokens),
@@ -66,7 +68,7 @@ later_events: st.SearchStrategy[Event] = st.one_of(
 )
 submissions = st.builds(Submitted, draft=st.just(DRAFT), waits_for=st.integers(0, 3))
 
-HOLD = (Progressed, Checkpointed, Suspended, HandedBack, Retried, Completed)
+HOLD = (Progressed, Checkpointed, Suspended, HandedBack, Lost, Retried, Completed)
 """Events that only the attempt under way may tell."""
 NEXT = {
     TaskStatus.WAITING: {TaskStatus.WAITING, TaskStatus.PENDING, TaskStatus.FAILED, TaskStatus.CANCELLED},
@@ -239,6 +241,14 @@ def test_an_attempt_that_was_handed_back_or_suspended_is_no_loss() -> None:
 
     for task in (handed_back, suspended):
         assert after(task, Started("bert", 2), id=ID, at=NOW).losses == 0
+
+
+def test_an_attempt_whose_worker_is_gone_is_a_loss_and_no_failure() -> None:
+    later = NOW + timedelta(seconds=9)
+    task = after(processing(), Lost(1), id=ID, at=later)
+
+    assert (task.status, task.run_at, task.losses, task.attempts) == (TaskStatus.PENDING, later, 1, 0)
+    assert after(task, Started("bert", 2), id=ID, at=later).losses == 1
 
 
 def test_a_task_asked_to_end_is_not_asked_again() -> None:

@@ -281,7 +281,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
                 allowance=lambda tenant, user: gatekeeper.caller_for(tenant, user).allowance,
                 usual=lambda: pipeline.typed.choice() or min(fleet.listed_models(), default=""),
             )
-            worker = make_worker(settings, stores, task_queue.queue, agents, models, objects)
+            worker = make_worker(settings, stores, task_queue, agents, models, objects)
             group(worker.run, "do tasks")
             stack.push_async_callback(_drained, worker)
         await server.serve()

@@ -39,6 +39,11 @@ def task_gauges(tasks: TaskQueue, worker: Worker | None) -> Iterator[Metric]:
         yield gauge("sutazai_attempts_running", "Attempts of tasks under way here.", [((), worker.running)])
         ends = (((end,), count) for end, count in worker.ends.items())
         yield counter("sutazai_attempts", "Attempts that ended here, by what became of them.", ends, ("end",))
+    refill = tasks.refill
+    refilled = [((), refill.refilled)]
+    yield counter("sutazai_tasks_refilled", "Tasks that this process put into their queue again.", refilled)
+    given_up = [((), refill.given_up)]
+    yield counter("sutazai_attempts_given_up", "Attempts of workers that were gone, given up from here.", given_up)
     if tasks.broker is not None:
         yield from _broker(tasks.broker)
 

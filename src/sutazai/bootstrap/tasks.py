@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -32,6 +33,7 @@ from sutazai.ports.objects import ObjectStore
 from sutazai.ports.queue import Queue
 from sutazai.ports.web import Web
 from sutazai.settings.model import Agents as AgentSettings
+from sutazai.settings.model import Rabbitmq as RabbitmqSettings
 from sutazai.settings.model import Settings
 from sutazai.settings.model import Tasks as TaskSettings
 from sutazai.settings.model import Web as WebSettings
@@ -39,11 +41,14 @@ from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.depths import Depths
+from sutazai.tasks.refill import Refill, RefillRhythm
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.results import Results
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
 
+HEARTBEATS = 6
+"""A worker that missed so many is gone for everybody; the broker gives it up after two."""
 Begin = Callable[[Callable[[], Awaitable[None]], str], None]
 """Starts a named piece of background work."""
 
@@ -85,8 +90,16 @@ class TaskQueue:
 
     queue: Queue
     depths: Depths
+    refill: Refill
+    worker: str
+    """The name of the one in this process, where there is one."""
     broker: BrokerSide | None = None
     """None where the queue is the table."""
+
+
+def _name_of_worker() -> str:
+    """A name for this process that no other one has, and none had: host and process come again in containers."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 async def begin_queue(
@@ -100,31 +113,46 @@ async def begin_queue(
     begin(lambda: sweep(stores.tasks, stores.wall), "look at deadlines of tasks")
     for database in stores.databases.values():
         begin(Statistics(database, every_s=settings.tasks.statistics_s).run, "count what agents did")
-    if settings.rabbitmq.url is None:
-        depths = Depths([stores.queue], names)
-        begin(depths.run, "look how many tasks wait")
-        return TaskQueue(queue=stores.queue, depths=depths)
-    broker = await stack.enter_async_context(open_rabbitmq(settings.rabbitmq))
-    begin(Relay(stores.queue, broker, names).run, "carry word of tasks to the broker")
-    dead_letters = DeadLetters(broker, stores.tasks)
+    broker = await _begin_broker(settings.rabbitmq, stores, names, stack, begin) if settings.rabbitmq.url else None
+    queue = stores.queue if broker is None else broker.queue
+    worker = _name_of_worker()
+    refill = Refill(
+        stores.refills,
+        stores.tasks,
+        queue,
+        names,
+        worker=worker,
+        wall=stores.wall,
+        rhythm=RefillRhythm(lease_s=HEARTBEATS * settings.rabbitmq.heartbeat_s),
+    )
+    await refill.beat()  # before the first task can name this worker
+    begin(refill.run, "look for tasks without word")
+    depths = Depths([stores.queue] if broker is None else [stores.queue, broker.queue], names)
+    begin(depths.run, "look how many tasks wait")
+    return TaskQueue(queue=queue, depths=depths, refill=refill, worker=worker, broker=broker)
+
+
+async def _begin_broker(
+    settings: RabbitmqSettings, stores: Stores, names: Sequence[str], stack: AsyncExitStack, begin: Begin
+) -> BrokerSide:
+    queue = await stack.enter_async_context(open_rabbitmq(settings))
+    begin(Relay(stores.queue, queue, names).run, "carry word of tasks to the broker")
+    dead_letters = DeadLetters(queue, stores.tasks)
     begin(dead_letters.run, "end what the broker gave up")
     broadcasts = [
-        Broadcast(store, source, broker.events.append, wall=stores.wall)
+        Broadcast(store, source, queue.events.append, wall=stores.wall)
         for store in stores.broadcasts
         for source in Source
     ]
     for each in broadcasts:
         begin(each.run, f"carry {each.source} of {each.shard or 'the database'} to the stream")
-    depths = Depths([stores.queue, broker], names)
-    begin(depths.run, "look how many tasks wait")
-    side = BrokerSide(queue=broker, dead_letters=dead_letters, broadcasts=broadcasts)
-    return TaskQueue(queue=broker, depths=depths, broker=side)
+    return BrokerSide(queue=queue, dead_letters=dead_letters, broadcasts=broadcasts)
 
 
 def make_worker(
     settings: Settings,
     stores: Stores,
-    queue: Queue,
+    tasks: TaskQueue,
     agents: Mapping[str, Agent],
     models: Models,
     objects: ObjectStore,
@@ -145,13 +173,13 @@ def make_worker(
         wall=stores.wall,
     )
     rules = WorkerRules(
-        name=f"{socket.gethostname()}:{os.getpid()}",
+        name=tasks.worker,
         slots={name: _slots(settings.tasks, name) for name in sorted({agents[one].queue for one in mine})},
         prefetch=_prefetch(settings),
         delivery_limit=settings.tasks.delivery_limit,
         drain_s=settings.tasks.drain_s,
     )
-    return Worker(queue, around, rules, mine=mine, random=random.random)
+    return Worker(tasks.queue, around, rules, mine=mine, random=random.random)
 
 
 @asynccontextmanager
@@ -189,7 +217,7 @@ async def open_worker(settings: Settings, *, data_dir: Path, gateway_url: str) -
         queue = await begin_queue(
             settings, stores, agents, stack, lambda work, name: tasks.append(asyncio.create_task(run(work), name=name))
         )
-        yield make_worker(settings, stores, queue.queue, agents, models, objects)
+        yield make_worker(settings, stores, queue, agents, models, objects)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

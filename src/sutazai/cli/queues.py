@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,22 +20,19 @@ from sutazai.bootstrap.rules import log_form
 from sutazai.cli.printing import complain, fitting, print_json, print_table
 from sutazai.cli.stores import refuse, with_settings
 from sutazai.core.errors import QueueUnavailable
-from sutazai.core.task import Task, TaskStatus
 from sutazai.ports.broadcasts import Unseen
-from sutazai.ports.queue import Message, QueueState
-from sutazai.ports.tasks import TaskFilter
+from sutazai.ports.queue import QueueState
 from sutazai.settings.model import Settings
 from sutazai.telemetry.logs import configure
 
 app = cyclopts.App(
     name="queues",
-    help="""Show the queues of tasks, print them for a broker, and fill them again.
+    help="""Show the queues of tasks, and print them for a broker.
 
 Example: `sutazai queues list`""",
 )
 
 AT_ONCE = 100
-PAGE = 500
 
 
 @app.command(name="list")
@@ -94,38 +90,6 @@ def definitions() -> int:
         return 0
 
     return with_settings(work)
-
-
-@app.command
-def refill() -> int:
-    """
-    Put word of every task that may be started now into its queue again.
-
-    For a broker that was lost, or that another one takes the place of: the tasks are in the database, and only word of
-    them was at the broker. A task whose word is there twice is started once. Example: `sutazai queues refill`
-    """
-
-    async def work(settings: Settings, data_dir: Path) -> int:
-        configure(form=log_form(settings), level="warning")
-        count, before = 0, ""
-        pending = TaskFilter(status=TaskStatus.PENDING)
-        async with open_stores(settings.database, data_dir, shards=settings.shards) as stores:
-            while page := await stores.tasks.page(None, pending, before=before, limit=PAGE):
-                words = [_word(task) for task in page if task.run_at <= datetime.now(UTC)]
-                refused = await stores.queue.put(words)
-                count += len(words) - len(refused)
-                if refused:
-                    return refuse(f"{count} tasks were put into their queues, which are full now. Run it again later.")
-                before = page[-1].id
-        sys.stdout.write(f"{count} {'task was' if count == 1 else 'tasks were'} put into their queues.\n")
-        return 0
-
-    return with_settings(work)
-
-
-def _word(task: Task) -> Message:
-    draft = task.draft
-    return Message(task=task.id, queue=draft.queue, tenant=draft.tenant, agent=draft.agent, priority=draft.priority)
 
 
 @app.command

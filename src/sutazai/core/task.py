@@ -215,6 +215,13 @@ class HandedBack(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Lost(Event):
+    """The worker of the attempt is gone, and somebody else starts it."""
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Retried(Event):
     """An attempt failed and another follows."""
 
@@ -349,6 +356,11 @@ def _handed_back(task: Task, event: HandedBack, _: datetime) -> Changes:
     return {"status": TaskStatus.PENDING, "run_at": event.run_at, "tokens": task.tokens + event.tokens}
 
 
+def _lost(task: Task, event: Lost, at: datetime) -> Changes:
+    _need_hold(task, event, event.fence)
+    return {"status": TaskStatus.PENDING, "run_at": at, "losses": task.losses + 1}
+
+
 def _retried(task: Task, event: Retried, _: datetime) -> Changes:
     _need_hold(task, event, event.fence)
     return {
@@ -437,6 +449,7 @@ _CHANGES: Mapping[type[Event], Callable[[Task, Any, datetime], Changes]] = {
     Checkpointed: _checkpointed,
     Suspended: _suspended,
     HandedBack: _handed_back,
+    Lost: _lost,
     Retried: _retried,
     Completed: _completed,
     Failed: _failed,

@@ -28,6 +28,7 @@ KINDS: Mapping[str, type[Event]] = {
     "task.checkpointed": words.Checkpointed,
     "task.suspended": words.Suspended,
     "task.handed_back": words.HandedBack,
+    "task.lost": words.Lost,
     "task.retried": words.Retried,
     "task.completed": words.Completed,
     "task.failed": words.Failed,

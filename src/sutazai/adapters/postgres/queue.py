@@ -25,6 +25,7 @@ from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
 from sutazai.policy.passed_over import PassedOver
+from sutazai.policy.stillness import Stillness
 from sutazai.ports.queue import Delivery, Message, QueueState
 
 log = structlog.get_logger("sutazai.queue")
@@ -65,9 +66,7 @@ class PostgresQueue:
         self._wall = wall
         self._clock = clock
         self._consumers: set[PostgresConsumer] = set()
-        self._beats: dict[uuid.UUID, tuple[int, float]] = {}
-        """The last beat of each consumer, and for how long it has stood still before our eyes."""
-        self._looked_at = clock()
+        self._stillness = Stillness[uuid.UUID](longest_step_s=BEAT_S, now=clock())
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
         now = self._wall()
@@ -136,7 +135,8 @@ class PostgresQueue:
             for consumer in consumers:
                 await consumer.beat(connection)
             beats = {row["id"]: row["beat"] for row in await connection.fetch(self._sql["all_beats"])}
-            gone = self._gone(beats)
+            still = self._stillness.look(beats, now=self._clock())
+            gone = [consumer for consumer, still_s in still.items() if still_s >= LEASE_S]
             if gone:
                 await connection.execute(self._sql["drop_consumers"], gone)
                 log.warning("consumers gone; what they held is free", consumers=len(gone))
@@ -156,17 +156,6 @@ class PostgresQueue:
         passed_over = {row["queue"] for row in rows}
         for consumer in consumers:
             consumer.lower_waited_since = before if consumer.queue in passed_over else None
-
-    def _gone(self, beats: dict[uuid.UUID, int]) -> Sequence[uuid.UUID]:
-        """Those whose beat has not changed for longer than a lease, as this process has seen."""
-        now = self._clock()
-        passed_s = min(now - self._looked_at, BEAT_S)  # past a beat it was we, or the database, who stood still
-        self._looked_at = now
-        before, self._beats = self._beats, {}
-        for consumer, beat in beats.items():
-            seen_beat, still_s = before.get(consumer, (-1, 0.0))
-            self._beats[consumer] = (beat, still_s + passed_s if seen_beat == beat else 0.0)
-        return [consumer for consumer, (_, still_s) in self._beats.items() if still_s >= LEASE_S]
 
 
 class PostgresConsumer:

@@ -226,11 +226,17 @@ WITH news AS (
 -- part queued
 SELECT pg_notify('sutazai_queues', queue) FROM due
 
+-- part: unwaited
+-- The transaction does not wait for the disk. What a crash forgets of it is word that is free again, which does no harm.
+(SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+
 -- name: take_dispatch
 WITH picked AS (
     SELECT id FROM dispatch
     WHERE queue = $1 AND is_due AND consumer IS NULL
         AND EXISTS (SELECT FROM dispatch_consumers WHERE dispatch_consumers.id = $3)
+        AND
+-- part unwaited
     ORDER BY priority, turn, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -279,7 +285,8 @@ SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priorit
 UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigint[])
 
 -- name: ack_dispatch
-DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2
+DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2 AND
+-- part unwaited
 
 -- name: hand_back_dispatch
 -- Nobody can start what names no task.
@@ -358,3 +365,57 @@ UPDATE broadcasts SET position = $3, beat = beat + 1 WHERE source = $1 AND fence
 
 -- name: leave_broadcast
 UPDATE broadcasts SET beat = 0 WHERE source = $1 AND fence = $2
+
+-- name: beat_worker
+INSERT INTO workers (name, beat) VALUES ($1, 1) ON CONFLICT (name) DO UPDATE SET beat = workers.beat + 1
+
+-- name: worker_beats
+SELECT name, beat FROM workers
+
+-- name: forget_workers
+-- Unless they were heard of since.
+DELETE FROM workers USING unnest($1::text[], $2::bigint[]) AS gone (name, beat)
+WHERE workers.name = gone.name AND workers.beat = gone.beat
+
+-- name: tasks_under_way
+SELECT id, deliveries, queue FROM tasks
+WHERE status = 'processing' AND worker = ANY ($1::text[]) AND deleted_at IS NULL
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
+LIMIT $2
+
+-- part: without_word
+-- Of tasks that may be started since then there is no word here. While word of one of them is here, it is on its way,
+-- and so may be that of the others. In the order of an index, so that it is the index that is read; an
+-- EXISTS would forget the order.
+FROM tasks
+WHERE status = 'pending' AND queue = $1 AND run_at <= $2 AND deleted_at IS NULL
+    AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
+    AND (
+        SELECT id FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL AND available_at <= $2
+        ORDER BY priority, turn, id LIMIT 1
+    ) IS NULL
+    AND (
+        SELECT id FROM dispatch WHERE queue = $1 AND NOT is_due AND available_at <= $2 ORDER BY available_at LIMIT 1
+    ) IS NULL
+
+-- name: count_without_word
+SELECT count(*) FROM (
+SELECT
+-- part without_word
+LIMIT $3
+) AS found
+
+-- name: refill_dispatch
+-- One at a time for each queue; whoever comes second finds word that is on its way.
+WITH turn AS (
+    SELECT pg_try_advisory_xact_lock(5461334, hashtext($1)) AS is_ours
+), news AS (
+    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, true AS is_due,
+        row_number() OVER (ORDER BY run_at, id) AS place
+-- part without_word
+        AND (SELECT is_ours FROM turn)
+    ORDER BY run_at, id
+    LIMIT $3
+),
+-- part queued
+SELECT (SELECT count(*) FROM news), (SELECT count(pg_notify('sutazai_queues', queue)) FROM due)

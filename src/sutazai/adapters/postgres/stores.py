@@ -21,12 +21,13 @@ from sutazai.adapters.postgres.files import PostgresFileStore
 from sutazai.adapters.postgres.keys import PostgresKeyStore
 from sutazai.adapters.postgres.messages import PostgresMessageStore
 from sutazai.adapters.postgres.queue import MAX_LENGTH, PROMOTE_AFTER_S, PostgresQueue
+from sutazai.adapters.postgres.refill import PostgresRefillStore
 from sutazai.adapters.postgres.replay import PostgresReplayStore
 from sutazai.adapters.postgres.schedules import PostgresScheduleStore
 from sutazai.adapters.postgres.sessions import PostgresSessionStore
 from sutazai.adapters.postgres.sharded.homes import HomedTenantStore
 from sutazai.adapters.postgres.sharded.queue import ShardedQueue
-from sutazai.adapters.postgres.sharded.shards import Shards, check_unsharded
+from sutazai.adapters.postgres.sharded.shards import ANY, Shards, check_unsharded
 from sutazai.adapters.postgres.sharded.stores import (
     ShardedFileStore,
     ShardedMarks,
@@ -47,6 +48,7 @@ from sutazai.ports.files import FileStore
 from sutazai.ports.keys import KeyStore, UsageStore
 from sutazai.ports.marks import Marks
 from sutazai.ports.messages import MessageStore
+from sutazai.ports.refill import RefillStore
 from sutazai.ports.replay import ReplayStore
 from sutazai.ports.schedules import ScheduleStore
 from sutazai.ports.sessions import SessionStore
@@ -83,6 +85,8 @@ class Stores:
     """As `databases`. None in memory, where nothing goes astray."""
     broadcasts: Sequence[BroadcastStore] = ()
     """One of each database; none in memory, which no broker is beside."""
+    refills: Sequence[RefillStore] = ()
+    """One of each database; none in memory, which loses nothing."""
 
     def wall(self) -> datetime:
         """The time that all who share these stores go by."""
@@ -161,6 +165,7 @@ def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_a
         messages=PostgresMessageStore(database),
         replays={"": PostgresReplayStore(database)},
         broadcasts=[PostgresBroadcastStore(database)],
+        refills=[PostgresRefillStore(database)],
         webhooks=PostgresWebhookStore(database),
         schedules=PostgresScheduleStore(database),
         files=PostgresFileStore(database),
@@ -184,6 +189,7 @@ def _sharded_stores(
         replays={name: PostgresReplayStore(database) for name, database in shards.databases.items()},
         messages=ShardedMessageStore(shards),
         broadcasts=[PostgresBroadcastStore(database, shard=name) for name, database in shards.databases.items()],
+        refills=[PostgresRefillStore(database.of(ANY)) for database in shards.databases.values()],
         webhooks=ShardedWebhookStore(shards),
         schedules=ShardedScheduleStore(shards),
         files=ShardedFileStore(shards),

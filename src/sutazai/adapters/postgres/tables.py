@@ -293,6 +293,7 @@ Index("idx_dispatch_held", dispatch.c.consumer, postgresql_where=text("consumer 
 
 Table("dispatch_turns", metadata, _key("queue", Text), _key("tenant", Text), _given("turn", Double))
 Table("dispatch_consumers", metadata, _key("id", UUID), _counted("beat", type_=BigInteger), _written("queue"))
+Table("workers", metadata, _key("name", Text), _given("beat", BigInteger))
 Table(
     "broadcasts",
     metadata,

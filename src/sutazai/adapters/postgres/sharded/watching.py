@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import structlog
 
@@ -22,6 +21,7 @@ from sutazai.adapters.postgres.database import Database
 from sutazai.adapters.postgres.sharded.handover import Handover, Seen
 from sutazai.adapters.postgres.sharded.shards import Shards
 from sutazai.core.errors import StoreUnavailable
+from sutazai.policy.stillness import Stillness
 
 log = structlog.get_logger("sutazai.shards")
 
@@ -45,11 +45,6 @@ class Move:
     """Where readers are sent."""
 
 
-class _Beat(NamedTuple):
-    mover: str
-    beat: int
-
-
 class MoveWatch:
     """That of one process. `run` has to run beside the `Shards`."""
 
@@ -58,9 +53,7 @@ class MoveWatch:
         self._shards = shards
         self._sql = directory.sql
         self._clock = clock
-        self._beats: dict[int, tuple[_Beat, float]] = {}
-        """By slot, the last beat of its mover, and for how long it has stood still before our eyes."""
-        self._looked_at = clock()
+        self._stillness = Stillness[int](longest_step_s=2 * LOOK_S, now=clock())
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -89,17 +82,9 @@ class MoveWatch:
 
     def _gone(self, moves: Sequence[Move]) -> Sequence[Move]:
         """Those whose mover is gone, but for what nobody waits for: it was seen before, and readers are sent right."""
-        now = self._clock()
-        passed_s = min(now - self._looked_at, 2 * LOOK_S)  # past that it was we, or the directory, who stood still
-        self._looked_at = now
-        before, self._beats = self._beats, {}
-        for move in moves:
-            beat = _Beat(move.mover, move.beat)
-            seen, still_s = before.get(move.slot, (None, 0.0))
-            self._beats[move.slot] = (beat, still_s + passed_s if seen == beat else 0.0)
-        return [
-            move for move in moves if (self._beats[move.slot][1] >= GONE_S if move.beat else move.owner != move.target)
-        ]
+        beats = {move.slot: (move.mover, move.beat) for move in moves}
+        still = self._stillness.look(beats, now=self._clock())
+        return [move for move in moves if (still[move.slot] >= GONE_S if move.beat else move.owner != move.target)]
 
     async def _free(self, source: str, target: str, moves: Sequence[Move]) -> None:
         """Give to the target what it owns, and back to the source all else."""
