@@ -229,8 +229,9 @@ class Rabbits:
         """
         Start again what was killed or has stalled, and wait until all are there.
 
-        A node that stalled for longer than `net_ticktime` has tables of its own from then on, whatever the others
-        write: RabbitMQ neither pauses nor heals it, and the others take its tables when they start after it.
+        A node that stalled for longer than `net_ticktime` may have tables of its own from then on: RabbitMQ does not
+        always pause it, and never heals it. Queues that are in the tables of one part only are gone when nodes of that
+        part are killed and take the tables of another as they start.
         """
         if len(self.nodes) > 1:
             for node in self.nodes:
