@@ -7,7 +7,7 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 from tests.rabbit_servers import PASSWORD, QUOTED, Rabbits, eventually
@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.xdist_group("rabbitmq_cluster"), pytest.mark.alone, py
 
 TASKS = "task_processing"
 OTHERS = "llm_inference"
-OWED_S = 20.0
-"""How long a message that was confirmed before the majority was lost is waited for."""
 PUBLISHERS = 8
 KILLED_S = 8.0
 """Far above the 0.6 s that were measured without another confirm: the machine may be busy."""
@@ -161,24 +159,15 @@ async def test_without_a_majority_the_caller_is_told_and_all_goes_on_when_it_is_
         await eventually(lambda: is_put(queue, word_of(2)), within_s=30.0)
         async with queue.consume(TASKS, prefetch=5) as consumer:
             seen: set[str] = set()
-
-            async def read_until(word: Message) -> None:
-                while word.task not in seen:
-                    taken = await consumer.take(5)  # some came often: nobody could tell whether they had been kept
-                    await consumer.ack(taken)
-                    seen.update(each.message.task for each in taken)
-
-            await read_until(word_of(2))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(OWED_S):
-                    await read_until(word_of(0))
+            while not seen >= {word_of(0).task, word_of(2).task}:
+                taken = await consumer.take(5)  # some came often: nobody could tell whether they had been kept
+                await consumer.ack(taken)
+                seen |= {each.message.task for each in taken}
 
     assert took_s < brief.timeout_s + brief.confirm_timeout_s + 2.0
     assert "rabbitmq.url" in caught.value.message
     assert PASSWORD not in caught.value.message
     assert QUOTED not in caught.value.message
-    if word_of(0).task not in seen:
-        pytest.xfail("RabbitMQ 3.10 lost a message of a queue seconds old; see docs/explanation/critiques.md")
 
 
 async def is_put(queue: RabbitQueue, message: Message) -> bool:
