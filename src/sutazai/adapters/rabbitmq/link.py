@@ -309,7 +309,7 @@ class RabbitLink:
         """The error to raise."""
         return QueueUnavailable(
             f"RabbitMQ at {self._address} was not available: {why}. See that a majority of its nodes run"
-            " (`rabbitmqctl cluster_status`) and that `rabbitmq.url` names them; nothing that was confirmed is lost."
+            " (`rabbitmqctl cluster_status`) and that `rabbitmq.url` names them; no task is lost."
         )
 
 
