@@ -48,7 +48,7 @@ from sutazai.bootstrap.tasks import begin_queue, installed_agents, make_worker, 
 from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import StoreUnavailable, SutazaiError
 from sutazai.core.node import Health, Node, NodeKind, NodeState
-from sutazai.edge.app import build
+from sutazai.edge.app import build, direct
 from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.errors import status_of
 from sutazai.edge.pool import Pool
@@ -221,6 +221,7 @@ async def open_gateway(  # noqa: PLR0915 - what is made of what reads best in on
         server = Server(
             pipeline,
             build(pool),
+            direct=direct(pool),
             gatekeeper=gatekeeper,
             accounts=accounts,
             limits=settings.server,

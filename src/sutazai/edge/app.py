@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 from starlette.routing import Router
@@ -25,6 +26,7 @@ from sutazai.edge import (
     sessions,
     tasks,
 )
+from sutazai.edge.direct import Handler
 from sutazai.edge.marks import marked
 from sutazai.edge.pool import Pool
 
@@ -56,6 +58,11 @@ def build(pool: Pool) -> Router:
         default=_nowhere,
         redirect_slashes=False,
     )
+
+
+def direct(pool: Pool) -> Mapping[tuple[bytes, bytes], Handler]:
+    """What is answered before the application, by method and path."""
+    return tasks.direct(pool)
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,7 +2,8 @@
 One client connection: HTTP/1.1, parsed by llhttp, bounded in everything.
 
 Requests of a connection are answered in order; those that arrive early wait. Inference goes to an `Exchange`, which
-writes to the socket itself; everything else goes to the ASGI application through an `AsgiCycle`.
+writes to the socket itself; some addresses have a handler and a `DirectCycle`; everything else goes to the ASGI
+application through an `AsgiCycle`.
 """
 
 from __future__ import annotations
@@ -247,6 +248,8 @@ class ClientConnection(asyncio.Protocol):
         path, _, incoming.query = incoming.target.partition(b"?")
         incoming.path = path
         incoming.endpoint = ENDPOINTS.get(path)
+        if incoming.endpoint is None:
+            incoming.direct = self.server.handler_of(incoming.method, path)
         limit = self.limits.max_head_bytes
         if (not self._chunk or self._size + self._chunk > limit) and self._head_bytes() > limit:
             self._refuse(self._head_too_large(), 431)
@@ -306,7 +309,8 @@ class ClientConnection(asyncio.Protocol):
             self._body = []
             self._body_size = 0
         if self._first:
-            if incoming.endpoint is not None and incoming.error is None and incoming.http11:
+            is_common = incoming.endpoint is not None or incoming.direct is not None
+            if is_common and incoming.error is None and incoming.http11:
                 self._known = KnownHead.of(self._first) if b"expect" not in incoming.headers else None
                 self._known_incoming = incoming
                 self._known_by = self.server.gatekeeper.generation
@@ -341,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
         elif incoming.endpoint is not None:
             fast_lane.begin(self.server, self, incoming, body)
         else:
-            self.server.begin_asgi(self, incoming, body)
+            self.server.begin_task(self, incoming, body)
 
     def done(self, body_bytes: int, *, keep_alive: bool) -> None:
         """The answer to a request with a body of that size is written; called by its cycle."""

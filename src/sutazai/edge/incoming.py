@@ -7,10 +7,15 @@ lenient has let requests be smuggled past proxies.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sutazai.core.errors import BadRequest, SutazaiError
 from sutazai.core.request import Dialect, Endpoint
 from sutazai.edge.auth import ANONYMOUS, Caller
 from sutazai.edge.wishes import Wishes
+
+if TYPE_CHECKING:
+    from sutazai.edge.direct import Handler
 
 ENDPOINTS = {endpoint.path.encode(): endpoint for endpoint in Endpoint}
 PLAIN = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
@@ -44,6 +49,7 @@ class Incoming:
 
     __slots__ = (
         "caller",
+        "direct",
         "endpoint",
         "error",
         "headers",
@@ -65,6 +71,8 @@ class Incoming:
         self.http11 = True
         self.keep_alive = True
         self.endpoint: Endpoint | None = None
+        self.direct: Handler | None = None
+        """What answers it, where that is not inference and needs no application."""
         self.caller: Caller = ANONYMOUS
         self.wishes: Wishes | None = None
         self.error: tuple[SutazaiError, int | None] | None = None

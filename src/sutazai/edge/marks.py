@@ -6,7 +6,7 @@ Within one gateway that holds without the header.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
@@ -24,6 +24,19 @@ def mark_in(http: HttpRequest) -> Mark:
     """What the client says it was told of before."""
     mark: Mark = http.scope["state"]["seen"]
     return mark
+
+
+def check_mark(headers: Mapping[bytes, bytes]) -> None:
+    """Raises `BadRequest` where the header of a write is no mark; what it says does not matter to one."""
+    if (given := headers.get(WRITTEN.encode())) is not None:
+        mark_of(given.decode("latin-1"))
+
+
+async def written(marks: Marks, tenant: str) -> Sequence[tuple[bytes, bytes]]:
+    """What the answer to a write of a tenant's says; the write is noted before."""
+    marks.note(tenant)
+    mark = await marks.newest(tenant)
+    return () if mark is None else [_line(mark)]
 
 
 def marked(marks: Marks, addresses: Iterable[Address]) -> Sequence[Address]:
@@ -74,4 +87,8 @@ class _Marked:
 
 def with_mark(start: Message, mark: Mark) -> Message:
     """The beginning of an answer with its mark."""
-    return {**start, "headers": [*start.get("headers", ()), (WRITTEN.encode(), str(mark).encode())]}
+    return {**start, "headers": [*start.get("headers", ()), _line(mark)]}
+
+
+def _line(mark: Mark) -> tuple[bytes, bytes]:
+    return WRITTEN.encode(), str(mark).encode()

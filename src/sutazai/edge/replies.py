@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from sutazai.core.errors import WrongMethod
 from sutazai.dialects.complaints import decoded
 
 T = TypeVar("T")
+JSON = (b"content-type", b"application/json")
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -48,10 +49,15 @@ class Address(Route):
         await self.app(scope, receive, send)
 
 
-def resource(path: str, **by_method: Handler) -> Address:
-    """One address that answers each of these methods in its own way; HEAD where it answers GET."""
+def resource(path: str, *, also: Sequence[str] = (), **by_method: Handler) -> Address:
+    """
+    One address that answers each of these methods in its own way; HEAD where it answers GET.
+
+    Args:
+        also: methods that are answered before the application (`edge/direct.py`).
+    """
 
     async def answer(http: HttpRequest) -> Response:
         return await by_method["GET" if http.method == "HEAD" else http.method](http)
 
-    return Address(path, answer, methods=list(by_method))
+    return Address(path, answer, methods=[*by_method, *also])

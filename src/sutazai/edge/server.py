@@ -12,8 +12,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 import structlog
 
@@ -23,6 +25,8 @@ from sutazai.edge.asgi import AsgiCycle
 from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.compress import Compressor
 from sutazai.edge.connection import ClientConnection
+from sutazai.edge.cycle import TaskCycle
+from sutazai.edge.direct import DirectCycle, Handler
 from sutazai.edge.exchange import Exchange
 from sutazai.edge.heads import Heads
 from sutazai.edge.incoming import Incoming
@@ -51,6 +55,7 @@ class Server:
         answers: Inference,
         app: ASGIApp,
         *,
+        direct: Mapping[tuple[bytes, bytes], Handler] = MappingProxyType({}),
         gatekeeper: Gatekeeper,
         accounts: Accounts,
         limits: Limits,
@@ -62,12 +67,14 @@ class Server:
         Make the server; it listens from `serve` on.
 
         Args:
-            app: answers everything but inference.
+            app: answers everything but inference, and
+            direct: what is not answered here, by method and path.
             keep_alive_s: how often a stream without a token gets a sign of life, as of now.
             place_of: where a request, by its id, stands in line; None for one that does not wait.
         """
         self.answers = answers
         self.app = app
+        self._direct = direct
         self.gatekeeper = gatekeeper
         self.accounts = accounts
         self.place_of = place_of
@@ -179,9 +186,18 @@ class Server:
         """Whether this address needs neither key nor a known host name."""
         return path in OPEN_TO_ALL or path.startswith(OPEN_FOLDER)
 
-    def begin_asgi(self, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
+    def handler_of(self, method: bytes, path: bytes) -> Handler | None:
+        """What answers this without the application."""
+        return self._direct.get((method, unquote_to_bytes(path) if b"%" in path else path))
+
+    def begin_task(self, connection: ClientConnection, incoming: Incoming, body: bytes) -> None:
         """Answer anything but inference."""
-        cycle = AsgiCycle(self, connection, incoming, body)
+        handler = incoming.direct
+        cycle: TaskCycle
+        if handler is None:
+            cycle = AsgiCycle(self, connection, incoming, body)
+        else:
+            cycle = DirectCycle(self, connection, incoming, body, handler)
         connection.cycle = cycle
         cycle.begin()
 

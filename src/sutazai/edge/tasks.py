@@ -13,10 +13,14 @@ from sutazai.core.errors import BadRequest, NotFound
 from sutazai.core.identity import Scope
 from sutazai.core.mark import Mark
 from sutazai.core.task import Task, TaskStatus, is_task_id
+from sutazai.dialects.complaints import decoded
+from sutazai.edge.auth import Caller
+from sutazai.edge.direct import Handler, Reply
 from sutazai.edge.events import EVENT_STREAM, EventReply
-from sutazai.edge.marks import mark_in
+from sutazai.edge.incoming import Incoming
+from sutazai.edge.marks import check_mark, mark_in, written
 from sutazai.edge.pool import Pool, caller_of
-from sutazai.edge.replies import Address, body_as, json_reply, resource
+from sutazai.edge.replies import JSON, Address, json_reply, resource
 from sutazai.edge.task_shapes import TaskBody, told_briefly, told_task
 from sutazai.ports.agent import Agent
 from sutazai.ports.tasks import TaskFilter
@@ -33,14 +37,6 @@ def routes(pool: Pool) -> list[Address]:
     """Tasks, their events, and the agents that do them."""
     store = pool.tasks
     described: list[dict[str, Any]] = []
-
-    async def submit(http: HttpRequest) -> Response:
-        by = submitter(http)
-        body = await body_as(http, _TASK)
-        task = await pool.submission.submit(body.wanted(header_key=http.headers.get("idempotency-key", "")), by)
-        reply = await told(task, status=202)
-        reply.headers["location"] = f"/v1/tasks/{task.id}"
-        return reply
 
     async def listed(http: HttpRequest) -> Response:
         tenant = submitter(http).tenant
@@ -97,7 +93,7 @@ def routes(pool: Pool) -> list[Address]:
         return json_reply({"object": "list", "data": described})
 
     return [
-        resource("/v1/tasks", GET=listed, POST=submit),
+        resource("/v1/tasks", also=("POST",), GET=listed),
         resource("/v1/tasks/{task_id}", GET=one, DELETE=cancel),
         Address("/v1/tasks/{task_id}/retry", retry, methods=["POST"]),
         Address("/v1/tasks/{task_id}/events", events),
@@ -106,9 +102,29 @@ def routes(pool: Pool) -> list[Address]:
     ]
 
 
+def direct(pool: Pool) -> Mapping[tuple[bytes, bytes], Handler]:
+    """What is asked most: submissions."""
+
+    async def submit(incoming: Incoming, body: bytes) -> Reply:
+        by = submitter_of(incoming.caller)
+        headers = incoming.headers
+        check_mark(headers)
+        wanted = decoded(_TASK, body).wanted(header_key=headers.get(b"idempotency-key", b"").decode("latin-1"))
+        task = await pool.submission.submit(wanted, by)
+        told = msgspec.json.encode(told_task(await pool.results.whole(task)))
+        location = (b"location", b"/v1/tasks/%b" % task.id.encode())
+        return Reply(202, (JSON, location, *await written(pool.marks, by.tenant)), told)
+
+    return {(b"POST", b"/v1/tasks"): submit}
+
+
 def submitter(http: HttpRequest) -> Submitter:
     """On whose behalf this is. Raises `Forbidden` for keys that may have no tasks."""
-    caller = caller_of(http)
+    return submitter_of(caller_of(http))
+
+
+def submitter_of(caller: Caller) -> Submitter:
+    """The same for a caller."""
     caller.needs(Scope.TASKS)
     return Submitter(tenant=caller.tenant, user=caller.key_id, priority=caller.priority, may_rise=caller.is_admin)
 
