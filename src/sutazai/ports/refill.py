@@ -36,8 +36,13 @@ class RefillStore(Protocol):
         """
         Tasks that may be started since then and of which this database holds no word, counted up to so many.
 
-        0 while word that is due since then is here: the others may be on their way like it.
+        0 while it has word that is due since then: that of others may be on its way like it. At times those that it
+        has word of are counted too.
         """
 
     async def refill(self, queue: str, *, since: datetime, limit: int) -> int:
-        """Put word of the oldest of them into the queue again; how many they were. Of several callers one does it."""
+        """
+        Put word of the oldest of them into the queue again; how many they were.
+
+        None while it has word that is due since then. Of several callers at once one does it.
+        """

@@ -130,7 +130,8 @@ class Refill:
                     refilled += await _or(0, one.store.refill(line.name, since=since, limit=at_most))
             self.refilled += refilled
             self.given_up += given_up
-            log.info("word of tasks was missing", queue=line.name, put_again=refilled, attempts_given_up=given_up)
+            if refilled or given_up:
+                log.info("word of tasks was missing", queue=line.name, put_again=refilled, attempts_given_up=given_up)
 
     async def _left_behind(self, one: _Watched) -> Sequence[UnderWay]:
         """Attempts of workers that are gone. Who left none is forgotten."""

@@ -384,24 +384,27 @@ WHERE status = 'processing' AND worker = ANY ($1::text[]) AND deleted_at IS NULL
 LIMIT $2
 
 -- part: without_word
--- Of tasks that may be started since then there is no word here. While word of one of them is here, it is on its way,
--- and so may be that of the others. In the order of an index, so that it is the index that is read; an
--- EXISTS would forget the order.
+-- Tasks that may be started since then, where no word that is due since then is here: it would be on its way, and so may
+-- that of others be. In the order of an index, so that it is the index that is read; an EXISTS would forget the order.
 FROM tasks
-WHERE status = 'pending' AND queue = $1 AND run_at <= $2 AND deleted_at IS NULL
+WHERE status = 'pending' AND queue = $1 AND created_at <= $2 AND run_at <= $2 AND deleted_at IS NULL
     AND sutazai_slot(id) NOT IN (SELECT slot FROM slots_here WHERE state <> 'owned')
-    AND (
-        SELECT id FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL AND available_at <= $2
-        ORDER BY priority, turn, id LIMIT 1
-    ) IS NULL
     AND (
         SELECT id FROM dispatch WHERE queue = $1 AND NOT is_due AND available_at <= $2 ORDER BY available_at LIMIT 1
     ) IS NULL
 
 -- name: count_without_word
+-- Where much waits, its head tells as much as all of it, most of the time.
 SELECT count(*) FROM (
 SELECT
 -- part without_word
+    AND (
+        SELECT id FROM (
+            SELECT id, available_at FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL
+            ORDER BY priority, turn, id LIMIT 100
+        ) AS head
+        WHERE available_at <= $2 LIMIT 1
+    ) IS NULL
 LIMIT $3
 ) AS found
 
@@ -413,6 +416,10 @@ WITH turn AS (
     SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, true AS is_due,
         row_number() OVER (ORDER BY run_at, id) AS place
 -- part without_word
+        AND (
+            SELECT id FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL AND available_at <= $2
+            ORDER BY priority, turn, id LIMIT 1
+        ) IS NULL
         AND (SELECT is_ours FROM turn)
     ORDER BY run_at, id
     LIMIT $3
