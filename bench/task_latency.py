@@ -4,7 +4,8 @@ How long a submission takes, and how soon an idle worker starts it: `python -m b
 A gateway, a worker, a PostgreSQL and a RabbitMQ of this run's own, over the real HTTP API. Rounds alternate between the
 queue in PostgreSQL and that in RabbitMQ. Of each: tasks submitted one by one to an idle worker, from the answer of the
 gateway to the first line of the agent; then, without a worker, as many submissions as the gateway takes, and a quarter
-and half of that rate with arrivals that do not wait for answers; then the same half with many tasks in the table.
+and half of that rate with arrivals that do not wait for answers; then the same half with many tasks in the table. The
+server's log has reached its size before, as that of one that has run for a while.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ ALONE = 100
 """Tasks that are submitted one by one."""
 COMMITS = 300
 SHARES = (("p50", 0.5), ("p99", 0.99))
+SEASONS = 3
+SEASON_KB = 60_000
 WAITING = 100_000
 """Tasks that wait in the table for the last figure."""
 
@@ -122,6 +125,7 @@ class Place:
     async def _fresh_database(self, name: str) -> str:
         connection = await asyncpg.connect(self._database)
         await connection.execute(f'CREATE DATABASE "{name}"')
+        await _season(connection)
         await connection.close()
         return self._database.replace("/sutazai?", f"/{name}?")
 
@@ -138,6 +142,21 @@ async def _disk(database: str) -> list[tuple[str, float, str]]:
         await asyncio.sleep(0.005)
     await connection.close()
     return [(f"one commit alone, {name}", percentile(taken_ms, share), "ms") for name, share in SHARES]
+
+
+async def _season(connection: asyncpg.Connection) -> None:
+    """
+    Write as much log as the server keeps, so that its files are there to be used again.
+
+    A server that has run for a while makes no new ones, and a new one holds everybody up for 20 ms.
+    """
+    await connection.execute("CREATE TABLE IF NOT EXISTS junk (words text)")
+    for _ in range(SEASONS):
+        await connection.execute(
+            "INSERT INTO junk SELECT repeat('x', 1000) FROM generate_series(1, $1::integer)", SEASON_KB
+        )
+        await connection.execute("TRUNCATE junk")
+        await connection.execute("CHECKPOINT")
 
 
 async def _fill(database: str) -> None:
