@@ -186,3 +186,29 @@ async def test_tenants_that_are_not_heard_of_are_forgotten(bound: WaitingBound, 
         pass
 
     assert bound.remembered == 1
+
+
+async def test_while_nobody_could_have_filled_half_of_the_room_it_is_not_counted_again(store: CountedStore) -> None:
+    bound = WaitingBound(store, lambda _: 1_000_000, clock=clock)
+    for _ in range(20):
+        await submitted(bound, store, "acme", 1)
+        clock.now += 2 * COUNT_S
+    seldom = store.counts["acme"]
+    clock.now += 100.0
+    await submitted(bound, store, "acme", 1)
+
+    assert (seldom, store.counts["acme"]) == (1, 2)
+
+
+async def test_a_bound_that_is_reached_before_the_next_count_is_counted_again_soon(store: CountedStore) -> None:
+    most = 100_000
+    bound = WaitingBound(store, lambda _: most, clock=clock)
+    (task,) = await submitted(bound, store, "acme", 1)
+    most = 1
+    refused = await submitted(bound, store, "acme", 1)
+    await store.cancel("acme", task.id)
+    clock.now += COUNT_S
+
+    assert refused == []
+    assert await submitted(bound, store, "acme", 1)
+    assert store.counts["acme"] == 2

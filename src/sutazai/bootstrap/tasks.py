@@ -49,6 +49,7 @@ from sutazai.tasks.worker import Worker, WorkerRules
 
 HEARTBEATS = 6
 """A worker that missed so many is gone for everybody; the broker gives it up after two."""
+TABLE_LOOK_S = 60.0
 Begin = Callable[[Callable[[], Awaitable[None]], str], None]
 """Starts a named piece of background work."""
 
@@ -123,13 +124,20 @@ async def begin_queue(
         names,
         worker=worker,
         wall=stores.wall,
-        rhythm=RefillRhythm(lease_s=HEARTBEATS * settings.rabbitmq.heartbeat_s),
+        rhythm=_refill_rhythm(settings.rabbitmq),
     )
     await refill.beat()  # before the first task can name this worker
     begin(refill.run, "look for tasks without word")
     depths = Depths([stores.queue] if broker is None else [stores.queue, broker.queue], names)
     begin(depths.run, "look how many tasks wait")
     return TaskQueue(queue=queue, depths=depths, refill=refill, worker=worker, broker=broker)
+
+
+def _refill_rhythm(settings: RabbitmqSettings) -> RefillRhythm:
+    """A table loses no word; what was at a broker that the settings do not name any more is found all the same."""
+    if settings.url is None:
+        return RefillRhythm(look_s=TABLE_LOOK_S)
+    return RefillRhythm(lease_s=HEARTBEATS * settings.heartbeat_s)
 
 
 async def _begin_broker(

@@ -54,8 +54,9 @@ OPTIONS = {
     "shared_buffers": "32MB",
     # Three processes with full pools; until they are open, 150 more cost 5 MB.
     "max_connections": "200",
+    # The same: what was written once is used again. To make a new file of the log holds all commits up for 20 ms.
     "max_wal_size": "128MB",
-    "min_wal_size": "32MB",
+    "min_wal_size": "128MB",
     # Fewer processes, no start-up cost for compiling queries.
     "io_method": "sync",
     "max_logical_replication_workers": "0",

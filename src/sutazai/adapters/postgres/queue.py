@@ -36,6 +36,8 @@ LEASE_S = 1.6
 look need up to a beat more to see it."""
 LOOK_S = 5.0
 """Between two looks of a consumer that nobody woke."""
+FREE_S = 5.0
+"""Between two looks for what is held by nobody, where nobody was seen to go."""
 RIPE_AT_ONCE = 1000
 MAX_LENGTH = 100_000
 PROMOTE_AFTER_S = 60.0
@@ -66,6 +68,7 @@ class PostgresQueue:
         self._wall = wall
         self._clock = clock
         self._consumers: set[PostgresConsumer] = set()
+        self._frees_at = clock()
         self._stillness = Stillness[uuid.UUID](longest_step_s=BEAT_S, now=clock())
 
     async def put(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -140,8 +143,9 @@ class PostgresQueue:
             if gone:
                 await connection.execute(self._sql["drop_consumers"], gone)
                 log.warning("consumers gone; what they held is free", consumers=len(gone))
-            freed = {row["queue"] for row in await connection.fetch(self._sql["free_dispatch"])}
-            if freed:
+            if gone or self._clock() >= self._frees_at:
+                self._frees_at = self._clock() + FREE_S
+                freed = {row["queue"] for row in await connection.fetch(self._sql["free_dispatch"])}
                 await connection.execute(self._sql["tell_queues"], sorted(freed))
             now = self._wall()
             await ripen(connection, self._sql, now=now, limit=RIPE_AT_ONCE)
