@@ -175,6 +175,8 @@ class PostgresConsumer:
         self._prefetch = prefetch
         self._id: uuid.UUID | None = None
         self._called = asyncio.Event()
+        self._rests_until = 0.0
+        """By the loop's clock: the last look found all that there was, and whoever brings more calls."""
         self._held: dict[int, int] = {}
         """Rows, each with the number of its delivery: one that comes back is another delivery."""
         self._look: asyncio.Task[Sequence[Delivery]] | None = None
@@ -195,6 +197,8 @@ class PostgresConsumer:
             self._id = None
             self._held.clear()
             self._found.clear()
+            self._rests_until = 0.0
+            self._called.set()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
         while not (found := await self.look(at_most, self._prefetch - self.held)):
@@ -207,6 +211,8 @@ class PostgresConsumer:
         """What is there now: what was found before, else as many as are free. A cancellation loses none."""
         if not self._found:
             if self._look is None:
+                if not self._called.is_set() and asyncio.get_running_loop().time() < self._rests_until:
+                    return ()
                 self._called.clear()
                 self._look = asyncio.create_task(self._take(min(at_most, free)), name="look for messages")
             look = self._look
@@ -246,9 +252,14 @@ class PostgresConsumer:
                     others = await connection.fetch(self._sql["take_dispatch"], self.queue, left, consumer)
         except BaseException:
             self._is_unsure = True
+            self._rests_until = 0.0
             raise
         self._id = consumer
         rows = [*passed_over, *others]
+        if self._database.is_direct and len(rows) < at_most:
+            self._rests_until = asyncio.get_running_loop().time() + LOOK_S
+        else:
+            self._rests_until = 0.0
         self._passed_over.took(len(rows), passed_over=len(passed_over))
         self._held.update((row["id"], row["deliveries"]) for row in rows)
         return [self._delivery(row) for row in rows]
@@ -290,6 +301,7 @@ class PostgresConsumer:
         if len(self._held) > prefetch:
             surplus, self._found = self._found, []
             await self.hand_back(surplus)
+        self._rests_until = 0.0
         self._called.set()
 
     async def leave(self) -> None:
@@ -325,9 +337,11 @@ class PostgresConsumer:
                         await connection.execute(self._sql["tell_queues"], [self.queue])
         except BaseException:
             self._is_unsure = True  # the next look frees them, and whoever gets them finds them ended
+            self._rests_until = 0.0
             raise
         finally:
-            self._called.set()
+            if not self._rests_until:
+                self._called.set()
 
 
 class _as_queue:  # noqa: N801 - reads as a word in a `with`
