@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.redis_servers import eventually
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
-from sutazai.core.task import Completed, Suspended, TaskDraft, TaskStatus, digits_of
+from sutazai.core.task import Completed, Suspended, Task, TaskDraft, TaskStatus, digits_of
 from sutazai.ports.tasks import Change, Start
 from sutazai.settings.secret import Secret
 
@@ -52,6 +52,27 @@ async def test_what_holds_one_task_and_needs_another_begins_anew_instead_of_wait
     assert ended is not None
     assert released is not None
     assert (ended.status, released.status) == (TaskStatus.COMPLETED, TaskStatus.PENDING)
+
+
+async def test_of_several_workers_that_begin_the_same_tasks_at_once_each_has_its_own(database: Database) -> None:
+    store = PostgresTaskStore(database, max_length=10_000, wall=lambda: datetime.now(UTC))
+    tasks = await store.submit([TaskDraft(tenant="acme", agent="echo")] * 300)
+    ids = [task.id for task in tasks]
+
+    async def began(worker: str, order: Sequence[str]) -> list[Task]:
+        mine: list[Task] = []
+        for first in range(0, len(order), 10):
+            starts = [Start(task=one, may_take_over=False) for one in order[first : first + 10]]
+            begun = await store.begin(starts, worker=worker, delivery_limit=3)
+            mine += [task for task in begun if isinstance(task, Task)]
+        return mine
+
+    orders = [ids, ids[::-1], ids[150:] + ids[:150], sorted(ids, key=lambda one: one[::-1])]
+    begun = await asyncio.gather(*(began(f"w{number}", order) for number, order in enumerate(orders)))
+
+    assert sorted(task.id for mine in begun for task in mine) == ids
+    assert {(task.version, task.deliveries) for mine in begun for task in mine} == {(2, 1)}
+    assert set((await store.versions(ids)).values()) == {2}
 
 
 async def is_waiting(connection: Any) -> bool:
