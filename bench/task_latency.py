@@ -156,7 +156,7 @@ async def _season(connection: asyncpg.Connection) -> None:
             "INSERT INTO junk SELECT repeat('x', 1000) FROM generate_series(1, $1::integer)", SEASON_KB
         )
         await connection.execute("TRUNCATE junk")
-        await connection.execute("CHECKPOINT")
+    await connection.execute("CHECKPOINT")
 
 
 async def _fill(database: str) -> None:
