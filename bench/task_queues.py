@@ -1,5 +1,5 @@
 """
-Tasks beside their peers: `python -m bench.task_queues [--count 3000] [--rounds 3] [--only ours,celery]`.
+Tasks beside their peers: `python -m bench.task_queues [--count 10000] [--rounds 3] [--only ours,celery]`.
 
 The same no-op task, submitted durably by one producer and run by one worker process of each contestant, one after
 another in one run. Two figures are compared: tasks completed per CPU second of producer and worker, their start
@@ -160,7 +160,7 @@ class Arena:
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(prog="python -m bench.task_queues", description="Tasks beside their peers.")
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(one.name for one in CONTESTANTS))
     arguments = parser.parse_args()
