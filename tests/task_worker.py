@@ -22,6 +22,7 @@ from sutazai.ports.queue import Queue
 from sutazai.settings.model import Database, Rabbitmq
 from sutazai.settings.secret import Secret
 from sutazai.tasks.dead_letters import DeadLetters
+from sutazai.tasks.refill import Refill
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.worker import Worker, WorkerRules
 from sutazai.telemetry.logs import configure
@@ -72,6 +73,9 @@ async def main(url: str, data_dir: Path, name: str, broker: Rabbitmq | None) -> 
             queue = await stack.enter_async_context(open_rabbitmq(broker))
             group.create_task(Relay(stores.queue, queue, [TASK_PROCESSING]).run())
             group.create_task(DeadLetters(queue, stores.tasks).run())
+        refill = Refill(stores.refills, stores.tasks, queue, [TASK_PROCESSING], worker=name, wall=stores.wall)
+        await refill.beat()
+        group.create_task(refill.run())
         worker = Worker(queue, around, rules, mine=frozenset(known), random=random.random)
         group.create_task(worker.run())
         sys.stdout.write("works\n")

@@ -54,8 +54,8 @@ OPTIONS = {
     "shared_buffers": "32MB",
     # Three processes with full pools; until they are open, 150 more cost 5 MB.
     "max_connections": "200",
-    # Kept to be written again: to make a new file of the log holds all commits up for 20 ms. At most it has PostgreSQL's
-    # usual 1 GB, where much is written: a checkpoint holds them up for 40 to 80 ms, and came every eight seconds.
+    # Kept to be written again: a new file of the log holds all commits up for 20 ms. It may grow to PostgreSQL's usual
+    # 1 GB where much is written: a checkpoint holds commits up for 40 to 80 ms, and at 128 MB came every eight seconds.
     "min_wal_size": "128MB",
     # Fewer processes, no start-up cost for compiling queries.
     "io_method": "sync",
