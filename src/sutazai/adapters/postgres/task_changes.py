@@ -69,23 +69,8 @@ class TaskChanges:
             rows = await self._connection.fetch(statement, *keys(unknown))
             self._tasks.update((task.id, task) for task in map(task_of, rows))
 
-    async def see(self, ids: Sequence[str]) -> None:
-        """
-        Know these as they stand, and lock none.
-
-        Where another changes one before `write`, that raises `asyncpg.UniqueViolationError`: both tell an event of the
-        same version.
-        """
-        rows = await self._connection.fetch(self._sql["tasks_by_id"], None, *keys(sorted(set(ids))))
-        self._tasks.update((task.id, task) for task in map(task_of, rows))
-
-    @property
-    def has_ends(self) -> bool:
-        """Whether a task ended, which others may wait for."""
-        return any(task.status.is_end for task in (*self._new.values(), *self._changed.values()))
-
     def get(self, task_id: str) -> Task | None:
-        """A task that is known here, with what happened to it in this transaction."""
+        """A locked task, with what happened to it in this transaction."""
         return self._tasks.get(task_id)
 
     def submit(self, task_id: str, event: Event) -> Task:
@@ -96,7 +81,7 @@ class TaskChanges:
         return task
 
     def apply(self, task_id: str, event: Event) -> Task | None:
-        """Let it happen to a task that is known here; None where it could not."""
+        """Let it happen to a locked task; None where it could not."""
         before = self._tasks.get(task_id)
         event = storable(event)
         try:
@@ -134,9 +119,8 @@ class TaskChanges:
         if self._new:
             await self._write("submit_tasks", new_rows(list(self._new.values())), self._new, self.now)
         if self._changed:
-            changed = [self._changed[task_id] for task_id in sorted(self._changed)]  # as they are locked
-            await self._write("change_tasks", changed_rows(changed), self._changed)
-            pending = [task for task in changed if task.status is TaskStatus.PENDING]
+            await self._write("change_tasks", changed_rows(list(self._changed.values())), self._changed)
+            pending = [task for task in self._changed.values() if task.status is TaskStatus.PENDING]
             await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
         await self._leave_webhooks([*self._new.values(), *self._changed.values()])
 

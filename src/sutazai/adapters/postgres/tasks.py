@@ -209,35 +209,11 @@ class PostgresTaskStore:
         return [task_of(row) for row in rows]
 
     async def begin(self, starts: Sequence[Start], *, worker: str, delivery_limit: int) -> Sequence[Task | Refused]:
-        ids = [start.task for start in starts]
-
-        def decided(changes: TaskChanges) -> list[Task | Refused]:
+        async def work(changes: TaskChanges, _: Connection) -> list[Task | Refused]:
+            await changes.lock([start.task for start in starts])
             return [self._begin(changes, start, worker, delivery_limit) for start in starts]
 
-        async def work(changes: TaskChanges, _: Connection) -> list[Task | Refused]:
-            await changes.lock(ids)
-            return decided(changes)
-
-        begun = await self._unlocked(ids, decided)
-        return await self._in_turn(work) if begun is None else begun
-
-    async def _unlocked(self, ids: Sequence[str], decided: Callable[[TaskChanges], T]) -> T | None:
-        """
-        Changes without locks, in two round trips where those take four.
-
-        None where nothing was written, since another was quicker or a task ended.
-        """
-        async with self._database.statement() as connection:
-            changes = TaskChanges(connection, self._database, self._wall())
-            await changes.see(ids)
-            done = decided(changes)
-            if changes.has_ends:
-                return None
-            try:
-                await changes.write()
-            except (asyncpg.UniqueViolationError, *IN_THE_WAY):
-                return None
-        return done
+        return await self._in_turn(work)
 
     def _begin(self, changes: TaskChanges, start: Start, worker: str, delivery_limit: int) -> Task | Refused:
         task = changes.get(start.task)
