@@ -205,9 +205,16 @@ class FakeNode:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for connection in tuple(self._server.connections):
-            connection.reset()
-        await self.until(lambda: not self._server.connections)
+        seen: set[Connection] = set()
+
+        def are_gone() -> bool:
+            """One that was let in before the end may come after it."""
+            for connection in self._server.connections - seen:
+                seen.add(connection)
+                connection.reset()
+            return not self._server.connections
+
+        await self.until(are_gone)
         self._machine.capacity.forget()
         self._server.frozen = False
 
