@@ -57,7 +57,7 @@ app.command(
 app.command(
     "sutazai.cli.queues:app",
     name="queues",
-    help="Show the queues of tasks, print them for a broker, and fill them again.\n\nExample: `sutazai queues list`",
+    help="Show the queues of tasks, and print them for a broker.\n\nExample: `sutazai queues list`",
 )
 app.command(
     "sutazai.cli.schedules:app",
