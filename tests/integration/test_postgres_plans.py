@@ -76,6 +76,7 @@ ANALYZE
 NAMES = statements.parse(files("sutazai.adapters.postgres").joinpath("statements_tasks.sql").read_text("utf-8"))
 WITHOUT_TABLES = {
     "lock_message_name",
+    "lock_refill",
     "newest_position",
     "newest_message",
     "tell_queues",

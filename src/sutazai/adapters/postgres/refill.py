@@ -42,5 +42,7 @@ class PostgresRefillStore:
 
     async def refill(self, queue: str, *, since: datetime, limit: int) -> int:
         async with self._database.transaction() as connection:
+            if not await connection.fetchval(self._sql["lock_refill"], queue):
+                return 0
             count: int = await connection.fetchval(self._sql["refill_dispatch"], queue, since, limit)
         return count

@@ -408,11 +408,13 @@ SELECT
 LIMIT $3
 ) AS found
 
+-- name: lock_refill
+-- One at a time for each queue. A statement before that which fills it, so that whoever comes second sees what the first
+-- one wrote.
+SELECT pg_try_advisory_xact_lock(5461334, hashtext($1))
+
 -- name: refill_dispatch
--- One at a time for each queue; whoever comes second finds word that is on its way.
-WITH turn AS (
-    SELECT pg_try_advisory_xact_lock(5461334, hashtext($1)) AS is_ours
-), news AS (
+WITH news AS (
     SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, true AS is_due,
         row_number() OVER (ORDER BY run_at, id) AS place
 -- part without_word
@@ -420,7 +422,6 @@ WITH turn AS (
             SELECT id FROM dispatch WHERE queue = $1 AND is_due AND consumer IS NULL AND available_at <= $2
             ORDER BY priority, turn, id LIMIT 1
         ) IS NULL
-        AND (SELECT is_ours FROM turn)
     ORDER BY run_at, id
     LIMIT $3
 ),
