@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sutazai.bootstrap.rules import Live, type_rules
-from sutazai.settings.model import ModelSettings, Settings
+from sutazai.bootstrap.rules import Live, refill_rhythm, type_rules
+from sutazai.settings.model import ModelSettings, Rabbitmq, Settings
+from sutazai.settings.secret import Secret
 
 PRICED = ModelSettings(price_input=2.0, public=True, fallback=("small",))
 
@@ -31,3 +32,12 @@ def test_settings_of_the_very_name_go_first() -> None:
 
 def test_another_tag_is_another_model() -> None:
     assert Live(Settings(models={"llama3": PRICED})).price("llama3:70b") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("heartbeat_s", "lease_s"), [(1, 60.0), (10, 60.0), (60, 360.0)])
+def test_a_worker_is_gone_after_its_broker_gave_it_up_and_never_between_its_own_beats(
+    heartbeat_s: int, lease_s: float
+) -> None:
+    broker = Rabbitmq(url=Secret("amqp://127.0.0.1"), heartbeat_s=heartbeat_s)
+
+    assert refill_rhythm(Settings(rabbitmq=broker)).lease_s == lease_s

@@ -16,10 +16,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sutazai.core.errors import BadRequest
 from sutazai.core.identity import ApiKey, Role, Scope
 from sutazai.core.request import Head, Priority, Request
+from sutazai.edge import direct
 from sutazai.edge.auth import Gatekeeper
 from sutazai.edge.connection import ClientConnection
+from sutazai.edge.incoming import Incoming
 from sutazai.edge.server import Server
 from sutazai.gateway.accounts import Accounts
 from sutazai.ports.inference import Reply
@@ -137,6 +140,13 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": scope["path"].encode()})
 
 
+async def repeat(incoming: Incoming, body: bytes) -> direct.Reply:
+    """A handler that tells what was sent, and with which key; `no` is refused."""
+    if body == b"no":
+        raise BadRequest("It was no.")
+    return direct.Reply(202, [(b"content-type", b"text/plain")], incoming.headers.get(b"key", b"") + body)
+
+
 @asynccontextmanager
 async def bench(limits: Limits = LIMITS, keys: Sequence[ApiKey] = (), **gate: Any) -> AsyncIterator[Bench]:
     gatekeeper = Gatekeeper(**{"required": False} | gate)
@@ -145,6 +155,7 @@ async def bench(limits: Limits = LIMITS, keys: Sequence[ApiKey] = (), **gate: An
     server = Server(
         echo,
         hello,
+        direct={(b"POST", b"/repeat"): repeat},
         gatekeeper=gatekeeper,
         accounts=Accounts(Metrics(), Forgetful(), None),
         limits=limits,
@@ -167,6 +178,12 @@ def posted(prompt: str, *headers: str, version: str = "1.1", expects: bool = Fal
     lines = "".join(f"{header}\r\n" for header in headers)
     head = f"POST /api/generate HTTP/{version}\r\nHost: localhost\r\n{extra}{lines}Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def handed(body: str, path: str = "/repeat", *headers: str) -> bytes:
+    """To the address that has a handler."""
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def chunked(prompt: str, cuts: Sequence[int]) -> bytes:
@@ -214,6 +231,8 @@ REQUESTS = st.one_of(
     st.builds(posted, PROMPTS),
     st.builds(posted, PROMPTS, expects=st.just(True)),
     st.builds(chunked, PROMPTS, CUTS),
+    st.builds(handed, PROMPTS | st.just("no"), st.sampled_from(["/repeat", "/%72epeat", "/repeated"])),
+    st.builds(lambda body, key: handed(body, "/repeat", f"Key: {key}"), PROMPTS, st.sampled_from("ab")),
     st.sampled_from(["/healthz", "/metrics", "/v1/chat/completions"]).map(gotten),
     st.just(gotten("/api/generate", "GET")),
     st.just(posted("x").replace(b"POST", b"PUT", 1)),
@@ -266,10 +285,12 @@ async def test_a_request_is_answered_as_it_would_be_on_a_new_connection(sent: li
     st.integers(0, len(posted("same")) - 1),
     st.binary(max_size=4),
     st.integers(0, 3),
+    st.sampled_from([posted("same"), handed("same", "/repeat", "Key: a")]),
 )
 @settings(deadline=None, max_examples=300)
-async def test_a_head_that_is_almost_the_one_before_is_read_anew(place: int, wrong: bytes, gone: int) -> None:
-    request = posted("same")
+async def test_a_head_that_is_almost_the_one_before_is_read_anew(
+    place: int, wrong: bytes, gone: int, request: bytes
+) -> None:
     changed = request[:place] + wrong + request[place + gone :]
     async with bench() as alone:
         expected = plain(await alone.feed([changed]))
@@ -293,6 +314,14 @@ async def test_a_request_may_be_cut_at_every_byte(request_: bytes) -> None:
             found = plain(await pieces.feed([request_[:place], request_[place:]]))
 
         assert found == expected, place
+
+
+async def test_what_a_handler_answers_and_refuses_is_framed_as_all_else_is() -> None:
+    async with bench() as one:
+        written = await one.feed([handed("yes"), handed("no"), handed("yes", "/%72epeat"), handed("yes", "/repeated")])
+
+        assert statuses(written) == [202, 400, 202, 200]
+        assert (written.count(b"\r\n\r\nyes"), written.count(b"It was no."), written.count(b"/repeated")) == (2, 1, 1)
 
 
 async def test_a_hundred_requests_at_once_are_answered_in_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -26,8 +27,12 @@ from sutazai.policy.retry import RetryRules
 from sutazai.policy.routing import RoutingRules
 from sutazai.settings.model import ModelSettings, Settings
 from sutazai.settings.secret import Secret
+from sutazai.tasks.refill import RefillRhythm
 
 DEFAULT_MODEL = ModelSettings()
+HEARTBEATS = 6
+"""A worker that missed so many is gone for everybody; the broker gives it up after two."""
+TABLE_LOOK_S = 60.0
 
 
 class Live:
@@ -141,6 +146,14 @@ def rhythm(settings: Settings) -> Rhythm:
         probe_limit_s=settings.health.timeout_s,
         refresh_s=settings.discovery.refresh_s,
     )
+
+
+def refill_rhythm(settings: Settings) -> RefillRhythm:
+    """A table loses no word; what was at a broker that the settings do not name any more is found all the same."""
+    usual = RefillRhythm()
+    if settings.rabbitmq.url is None:
+        return replace(usual, look_s=TABLE_LOOK_S)
+    return replace(usual, lease_s=max(usual.lease_s, HEARTBEATS * settings.rabbitmq.heartbeat_s))
 
 
 def sources(settings: Settings, environ: Mapping[str, str]) -> Sources:

@@ -21,6 +21,7 @@ from sutazai.adapters.rabbitmq.queue import RabbitQueue, open_rabbitmq
 from sutazai.adapters.web.guarded import open_web
 from sutazai.agents import batch_agents, builtin, tools_with, with_entry_points
 from sutazai.agents.batch import Stores as BatchStores
+from sutazai.bootstrap.rules import refill_rhythm
 from sutazai.bootstrap.upkeep import begin_partitions
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.core.request import Dialect
@@ -41,15 +42,12 @@ from sutazai.tasks.broadcast import Broadcast
 from sutazai.tasks.context import Surroundings
 from sutazai.tasks.dead_letters import DeadLetters
 from sutazai.tasks.depths import Depths
-from sutazai.tasks.refill import Refill, RefillRhythm
+from sutazai.tasks.refill import Refill
 from sutazai.tasks.relay import Relay
 from sutazai.tasks.results import Results
 from sutazai.tasks.sweep import sweep
 from sutazai.tasks.worker import Worker, WorkerRules
 
-HEARTBEATS = 6
-"""A worker that missed so many is gone for everybody; the broker gives it up after two."""
-TABLE_LOOK_S = 60.0
 Begin = Callable[[Callable[[], Awaitable[None]], str], None]
 """Starts a named piece of background work."""
 
@@ -124,20 +122,13 @@ async def begin_queue(
         names,
         worker=worker,
         wall=stores.wall,
-        rhythm=_refill_rhythm(settings.rabbitmq),
+        rhythm=refill_rhythm(settings),
     )
     await refill.beat()  # before the first task can name this worker
     begin(refill.run, "look for tasks without word")
     depths = Depths([stores.queue] if broker is None else [stores.queue, broker.queue], names)
     begin(depths.run, "look how many tasks wait")
     return TaskQueue(queue=queue, depths=depths, refill=refill, worker=worker, broker=broker)
-
-
-def _refill_rhythm(settings: RabbitmqSettings) -> RefillRhythm:
-    """A table loses no word; what was at a broker that the settings do not name any more is found all the same."""
-    if settings.url is None:
-        return RefillRhythm(look_s=TABLE_LOOK_S)
-    return RefillRhythm(lease_s=HEARTBEATS * settings.heartbeat_s)
 
 
 async def _begin_broker(

@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -55,7 +54,7 @@ class Server:
         answers: Inference,
         app: ASGIApp,
         *,
-        direct: Mapping[tuple[bytes, bytes], Handler] = MappingProxyType({}),
+        direct: Mapping[tuple[bytes, bytes], Handler],
         gatekeeper: Gatekeeper,
         accounts: Accounts,
         limits: Limits,
