@@ -136,10 +136,8 @@ async def cases(connection: Any) -> Cases:
         "tasks_of_keys": [[["t1"], ["key10"]], columns("t1", "key10")],
         "submit_tasks": [
             [
-                new,
-                at,
-                *columns("t1", "u", "a", "q", "pending", 1, None, "{}", 1, 0, NOW, None, None, "", None),
-                *[new, *columns(1, "t1", "submitted", 1, NOW, "{}"), at, "", NOW],
+                *[new, *columns("t1", "u", "a", "q", 1, None, "{}", 0, None, None)],
+                *[NOW, NOW, "task.submitted", 1, ""],
             ]
         ],
         "lock_tasks": [one, many],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from tests.redis_servers import eventually
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
-from sutazai.core.task import Completed, Suspended, Task, TaskDraft, TaskStatus, digits_of
+from sutazai.core.task import Completed, Submitted, Suspended, Task, TaskDraft, TaskStatus, digits_of
+from sutazai.ports.task_events import encode
 from sutazai.ports.tasks import Change, Start
 from sutazai.settings.secret import Secret
 
 LIMIT_S = 10.0
+AN_HOUR = timedelta(hours=1)
 LOCK = "SELECT FROM tasks WHERE id = $1 FOR UPDATE"
 
 
@@ -52,6 +55,24 @@ async def test_what_holds_one_task_and_needs_another_begins_anew_instead_of_wait
     assert ended is not None
     assert released is not None
     assert (ended.status, released.status) == (TaskStatus.COMPLETED, TaskStatus.PENDING)
+
+
+async def test_a_submission_is_kept_as_the_event_that_the_codec_would_write(database: Database) -> None:
+    """The statement puts it together, so that the draft is sent once."""
+    store = PostgresTaskStore(database, max_length=100)
+    odd = TaskDraft(
+        tenant='a"c\\me',
+        agent="echo",
+        input='{"text": "\u2028 ☃ \\u0000 \\\\ \'"}',
+        deadline=datetime.now(UTC) + AN_HOUR,
+    )
+    (first,) = await store.submit([odd])
+    (second,) = await store.submit([replace(odd, after=(first.id,))])
+
+    for task, waits_for in ((first, 0), (second, 1)):
+        (event,) = await store.events(None, task.id, limit=10)
+        assert (event.kind, event.schema, event.data) == encode(Submitted(task.draft, waits_for))
+        assert (event.version, event.task, event.tenant) == (1, task.id, odd.tenant)
 
 
 async def test_of_several_workers_that_begin_the_same_tasks_at_once_each_has_its_own(database: Database) -> None:

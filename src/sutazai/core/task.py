@@ -16,9 +16,11 @@ JSON values are kept as text, as they were written.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -28,7 +30,7 @@ from sutazai.core.request import Priority
 
 PREFIX = "task_"
 ID_LENGTH = len(PREFIX) + 32
-_HEX = frozenset("0123456789abcdefABCDEF")
+_ID = re.compile(PREFIX + "([0-9a-fA-F]{32})")
 
 
 class TaskStatus(enum.Enum):
@@ -497,7 +499,12 @@ def slot_in(id: str) -> int:  # noqa: A002 - the id of the task
 
 def created_at_of(id: str) -> datetime:  # noqa: A002 - the id of the task
     """The time in an id. Raises `ValueError` for what is none."""
-    seconds, rest = divmod(int(digits_of(id)[:12], 16), 1000)
+    return _time_in(digits_of(id)[:12])
+
+
+@lru_cache(maxsize=1024)  # many are made in one millisecond
+def _time_in(digits: str) -> datetime:
+    seconds, rest = divmod(int(digits, 16), 1000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
 
 
@@ -508,10 +515,10 @@ def uuid_of(id: str) -> UUID:  # noqa: A002 - the id of the task
 
 def digits_of(id: str) -> str:  # noqa: A002 - the id of the task
     """The hexadecimal digits in an id. Raises `ValueError` for what is none."""
-    digits = id[len(PREFIX) :]
-    if len(id) != ID_LENGTH or not id.startswith(PREFIX) or not _HEX.issuperset(digits):
+    found = _ID.fullmatch(id)
+    if found is None:
         raise ValueError(f"{id[:ID_LENGTH]!r} was no id of a task. Ids begin with `{PREFIX}`.")
-    return digits
+    return found[1]
 
 
 def is_task_id(text: str) -> bool:

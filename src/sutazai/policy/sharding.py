@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 
 SLOTS = 4096
@@ -26,6 +27,7 @@ class SlotMove:
     target: str
 
 
+@lru_cache(maxsize=1024)
 def slot_of(tenant: str) -> int:
     """
     The slot of a tenant: the first 12 bits of SHA-256 of its name in UTF-8.

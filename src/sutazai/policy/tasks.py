@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 from sutazai.core.errors import BadRequest
 from sutazai.core.task import (
@@ -47,19 +48,16 @@ def holds_count(counted: int, added: int, age_s: float, limit: int) -> bool:
     return age_s < FULL_HOLDS_S if half <= 0 else added <= half and age_s < half / FASTEST_PER_S
 
 
+_NAMES = ("agent", "queue", "idempotency_key", "tenant", "user")
+_TEXTS = (*_NAMES, "webhook", "input")
+_texts_of = attrgetter(*_TEXTS)
+
+
 def check_draft(draft: TaskDraft) -> None:
     """Raises `BadRequest` for what no store could keep."""
-    names = {
-        "agent": draft.agent,
-        "queue": draft.queue,
-        "idempotency_key": draft.idempotency_key,
-        "tenant": draft.tenant,
-        "user": draft.user,
-    }
-    for where, name in names.items():
-        if len(name) > LONGEST_NAME:
-            raise BadRequest(f"`{where}` had {len(name):,} characters. Use {LONGEST_NAME} at most.", where=where)
-    for where, text in {**names, "webhook": draft.webhook, "input": draft.input}.items():
+    for where, text in zip(_TEXTS, _texts_of(draft), strict=True):
+        if len(text) > LONGEST_NAME and where in _NAMES:
+            raise BadRequest(f"`{where}` had {len(text):,} characters. Use {LONGEST_NAME} at most.", where=where)
         if not is_storable(text):
             raise BadRequest(f"`{where}` held a NUL or half a surrogate pair. Take it out.", where=where)
     if draft.parent and not is_task_id(draft.parent):

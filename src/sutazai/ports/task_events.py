@@ -74,10 +74,14 @@ class Codec:
         self._decoders = {kind: msgspec.json.Decoder(made) for kind, made in KINDS.items()}
         self._encoder = msgspec.json.Encoder()
 
+    def form_of(self, made: type[Event]) -> tuple[str, int]:
+        """Kind and schema of what is written today."""
+        kind = self._names[made]
+        return kind, self._schema[kind]
+
     def encode(self, event: Event) -> tuple[str, int, str]:
         """Kind, schema and data."""
-        kind = self._names[type(event)]
-        return kind, self._schema[kind], self._encoder.encode(event).decode()
+        return *self.form_of(type(event)), self._encoder.encode(event).decode()
 
     def decode(self, kind: str, schema: int, data: str) -> Event:
         """The event. Raises `StoreUnavailable`."""
@@ -101,5 +105,6 @@ class Codec:
 
 
 _codec = Codec()
+form_of = _codec.form_of
 encode = _codec.encode
 decode = _codec.decode

@@ -93,8 +93,8 @@ class MemoryTaskStore:
         if draft.idempotency_key:
             keys[draft.tenant, draft.idempotency_key] = new
         open_ = [task.id for task in before.values() if task is not None and not task.status.is_end]
-        turn.apply(new, Submitted(draft, len(open_)))
         lost = [one for one in before.values() if one and one.status in {TaskStatus.FAILED, TaskStatus.CANCELLED}]
+        turn.apply(new, Submitted(draft, len(open_) + len(lost)))
         if lost:
             why = f"{lost[0].id}, which it was to wait for, is {lost[0].status.value}."
             turn.apply(new, Failed(0, FailureReason.DEPENDENCY, why))

@@ -13,30 +13,33 @@ FROM task_keys AS keys
 JOIN unnest($1::text[], $2::text[]) AS asked (tenant, key) USING (tenant, key)
 
 -- name: submit_tasks
--- New tasks with their events and with word for the queue of those that are pending, at once, and tell whoever listens:
--- that is heard when the transaction commits. The subquery is there as in `put_dispatch`.
+-- New tasks of one moment with their events and with word for the queue of those that are pending, at once, and tell
+-- whoever listens: that is heard when the transaction commits. Every array costs, so what follows from another one is
+-- made here: an event holds the draft, as `ports/task_events.py` would write it. The subquery is there as in
+-- `put_dispatch`.
 WITH given AS (
-    SELECT * FROM unnest((SELECT $1::uuid[]), $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[],
-        $7::text[], $8::smallint[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::timestamptz[],
-        $14::timestamptz[], $15::text[], $16::text[], $17::timestamptz[])
-        WITH ORDINALITY AS given (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft,
-            version, waits_for, run_at, deadline, reason, error, ended_at, place)
+    SELECT id, tenant, user_id, agent, queue, priority, parent, draft, waits_for, coalesce(run_at, $12) AS run_at,
+        deadline, CASE WHEN waits_for > 0 THEN 'waiting' ELSE 'pending' END AS status, place
+    FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::uuid[],
+        $8::text[], $9::integer[], $10::timestamptz[], $11::timestamptz[])
+        WITH ORDINALITY AS given (id, tenant, user_id, agent, queue, priority, parent, draft, waits_for, run_at,
+            deadline, place)
 ), made AS (
     INSERT INTO tasks (id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version,
-        waits_for, run_at, deadline, reason, error, ended_at)
-    SELECT id, created_at, tenant, user_id, agent, queue, status, priority, parent, draft, version, waits_for, run_at,
-        deadline, reason, error, ended_at
+        waits_for, run_at, deadline)
+    SELECT id, $12::timestamptz, tenant, user_id, agent, queue, status, priority, parent, draft, 1, waits_for, run_at,
+        deadline
     FROM given
 ), told AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
-    SELECT * FROM unnest($18::uuid[], $19::integer[], $20::text[], $21::text[], $22::smallint[], $23::timestamptz[],
-        $24::text[], $25::timestamptz[])
+    SELECT id, 1, tenant, $14, $15, $13::timestamptz, '{"draft":' || draft || ',"waits_for":' || waits_for || '}', $12
+    FROM given
 ), news AS (
-    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, place, run_at <= $27 AS is_due
+    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, place, run_at <= $13 AS is_due
     FROM given WHERE status = 'pending'
 ),
 -- part queued
-SELECT pg_notify('sutazai_tasks', $26) UNION ALL SELECT pg_notify('sutazai_queues', queue) FROM due
+SELECT pg_notify('sutazai_tasks', $16) UNION ALL SELECT pg_notify('sutazai_queues', queue) FROM due
 
 -- name: change_tasks
 -- The same for tasks that were there.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
@@ -17,6 +19,7 @@ from sutazai.core.task import (
     FailureReason,
     IllegalChange,
     Released,
+    Submitted,
     Task,
     TaskStatus,
     after,
@@ -25,7 +28,7 @@ from sutazai.core.task import (
     storable,
 )
 from sutazai.ports.queue import Message
-from sutazai.ports.task_events import encode
+from sutazai.ports.task_events import encode, form_of
 
 MAX_TOLD = 200
 """Ids in one notification; PostgreSQL takes 8,000 bytes."""
@@ -73,11 +76,10 @@ class TaskChanges:
         """A locked task, with what happened to it in this transaction."""
         return self._tasks.get(task_id)
 
-    def submit(self, task_id: str, event: Event) -> Task:
+    def submit(self, task_id: str, event: Submitted) -> Task:
         """A new task."""
         task = after(None, event, id=task_id, at=self.now)
         self._tasks[task_id] = self._new[task_id] = task
-        self._events.append((task, event))
         return task
 
     def apply(self, task_id: str, event: Event) -> Task | None:
@@ -88,14 +90,13 @@ class TaskChanges:
             task = after(before, event, id=task_id, at=self.now)
         except IllegalChange:
             return None
-        self._tasks[task_id] = task
-        (self._new if task_id in self._new else self._changed)[task_id] = task
+        self._tasks[task_id] = self._changed[task_id] = task
         self._events.append((task, event))
         return task
 
     async def release_waiters(self) -> None:
         """Those that waited for what ended go on, or fail with it; and so on for those that waited for them."""
-        ended = [task.id for task in (*self._new.values(), *self._changed.values()) if task.status.is_end]
+        ended = [task.id for task in self._changed.values() if task.status.is_end]
         while ended:
             gone = await self._connection.fetch(self._sql["end_waits"], [digits_of(task_id) for task_id in ended])
             # What one of them waited for itself is of no meaning any more, should it be requeued and wait again.
@@ -115,19 +116,18 @@ class TaskChanges:
         return Released(task_id)
 
     async def write(self) -> None:
-        """Everything, and tell who listens."""
-        if self._new:
-            await self._write("submit_tasks", new_rows(list(self._new.values())), self._new, self.now)
+        """Everything, and tell who listens. A new task is written as it was submitted, and then what happened to it."""
+        for created_at, made in groupby(self._new.values(), key=attrgetter("created_at")):
+            tasks = list(made)
+            also = (created_at, self.now, *form_of(Submitted), _told(tasks))
+            await self._connection.execute(self._sql["submit_tasks"], *new_rows(tasks), *also)
         if self._changed:
-            await self._write("change_tasks", changed_rows(list(self._changed.values())), self._changed)
-            pending = [task for task in self._changed.values() if task.status is TaskStatus.PENDING]
+            changed = list(self._changed.values())
+            columns = [*changed_rows(changed), *self._event_columns()]
+            await self._connection.execute(self._sql["change_tasks"], *columns, _told(changed))
+            pending = [task for task in changed if task.status is TaskStatus.PENDING]
             await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
-        await self._leave_webhooks([*self._new.values(), *self._changed.values()])
-
-    async def _write(self, statement: str, rows: Columns, tasks: Collection[str], *also: datetime) -> None:
-        events = [(task, event) for task, event in self._events if task.id in tasks]
-        told = ",".join(map(digits_of, tasks)) if len(tasks) <= MAX_TOLD else ""
-        await self._connection.execute(self._sql[statement], *rows, *self._event_columns(events), told, *also)
+            await self._leave_webhooks(changed)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -142,9 +142,9 @@ class TaskChanges:
             )
             await self._connection.execute(self._sql["tell_webhooks"])
 
-    def _event_columns(self, events: Sequence[tuple[Task, Event]]) -> Columns:
-        encoded = [encode(event) for _, event in events]
-        tasks = [task for task, _ in events]
+    def _event_columns(self) -> Columns:
+        encoded = [encode(event) for _, event in self._events]
+        tasks = [task for task, _ in self._events]
         return [
             [digits_of(task.id) for task in tasks],
             [task.version for task in tasks],
@@ -155,6 +155,11 @@ class TaskChanges:
             [data for _, _, data in encoded],
             [task.created_at for task in tasks],
         ]
+
+
+def _told(tasks: Sequence[Task]) -> str:
+    """For a notification; empty where so many changed that whoever listens had better look himself."""
+    return ",".join(digits_of(task.id) for task in tasks) if len(tasks) <= MAX_TOLD else ""
 
 
 def _word(task: Task) -> Message:

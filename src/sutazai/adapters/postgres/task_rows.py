@@ -57,22 +57,16 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
     drafts = [task.draft for task in tasks]
     return [
         [digits_of(task.id) for task in tasks],
-        [task.created_at for task in tasks],
         [draft.tenant for draft in drafts],
         [draft.user for draft in drafts],
         [draft.agent for draft in drafts],
         [draft.queue for draft in drafts],
-        [task.status.value for task in tasks],
         [draft.priority.value for draft in drafts],
         [digits_of(draft.parent) if draft.parent else None for draft in drafts],
         [_encoder.encode(draft).decode() for draft in drafts],
-        [task.version for task in tasks],
         [task.waits_for for task in tasks],
-        [task.run_at for task in tasks],
+        [draft.run_at for draft in drafts],
         [draft.deadline for draft in drafts],
-        [None if task.reason is None else task.reason.value for task in tasks],
-        [task.error for task in tasks],
-        [task.ended_at for task in tasks],
     ]
 
 

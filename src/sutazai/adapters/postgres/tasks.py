@@ -116,8 +116,8 @@ class PostgresTaskStore:
             if task is None or task.draft.tenant != draft.tenant:
                 raise BadRequest(f"`after` named {waited[:64]!r}, which is no task here.", where="after")
         open_ = [task for task in before.values() if task is not None and not task.status.is_end]
-        task = changes.submit(new_id, Submitted(draft, len(open_)))
         lost = [one for one in before.values() if one and one.status in {TaskStatus.FAILED, TaskStatus.CANCELLED}]
+        task = changes.submit(new_id, Submitted(draft, len(open_) + len(lost)))
         if lost:
             why = f"{lost[0].id}, which it was to wait for, is {lost[0].status.value}."
             return changes.apply(new_id, Failed(0, FailureReason.DEPENDENCY, why)) or task
