@@ -2,7 +2,7 @@
 Requests at a given rate, whether or not answers keep up: `python -m bench.open_loop '{"port": ...}'`.
 
 wrk sends the next request when an answer came, which hides waiting. Here each has a time at which it is due
-(Poisson arrivals, a fixed seed), and its latency counts from then. A plain `select` loop: its timeout is
+(Poisson arrivals, a fixed seed), and its latency counts from then. A plain `select` on an epoll: its timeout is
 exact to microseconds, where those of event loops are to milliseconds.
 """
 
@@ -47,6 +47,10 @@ class OpenLoop:
         self._idle = [
             socket.create_connection(("127.0.0.1", load.port), timeout=_ANSWER_LIMIT_S) for _ in range(load.connections)
         ]
+        self._by_number = {connection.fileno(): connection for connection in self._idle}
+        self._answers = select.epoll(load.connections)
+        for number in self._by_number:
+            self._answers.register(number, select.EPOLLIN)
         self._busy: dict[socket.socket, float] = {}
         self._partial: dict[socket.socket, bytes] = {}
         self._waiting: deque[float] = deque()
@@ -66,9 +70,9 @@ class OpenLoop:
             self._send_waiting()
             # Nothing more is due at the end, or while too many wait: then only answers are of interest.
             pause_s = due_at - now if due_at > now else 0.01
-            ready, _, _ = select.select(self._busy, [], [], min(pause_s, 0.1))
-            for connection in ready:
-                self._receive(connection)
+            ready, _, _ = select.select([self._answers], [], [], min(pause_s, 0.1))
+            for number, _ in self._answers.poll(0) if ready else ():
+                self._receive(self._by_number[number])
             now = time.monotonic()
         return self._result(now - began_at)
 
@@ -84,7 +88,12 @@ class OpenLoop:
         if received and not _is_complete(answer):
             self._partial[connection] = answer
             return
-        due_at = self._busy.pop(connection)
+        if not received:
+            self._answers.unregister(connection)
+        due_at = self._busy.pop(connection, None)
+        if due_at is None:  # closed while nothing was asked
+            self._idle.remove(connection)
+            return
         self._latencies_ms.append((time.monotonic() - due_at) * 1000)
         self._failed += not answer.startswith(b"HTTP/1.1 2")
         if received:

@@ -822,15 +822,17 @@ async def test_whoever_listens_hears_of_changes(store: TaskStore) -> None:
     async with asyncio.timeout(20), aclosing(store.changed()) as news:  # type: ignore[type-var]
         assert await anext(news) == frozenset()
         task = await submitted(store)
+        (started,) = await begun(store, task)
         await told(news, task)
-        await begun(store, task)
+        await changed(store, started, Completed(started.deliveries, "1"))
         await told(news, task)
 
 
 async def test_a_change_of_many_is_heard_as_a_call_to_look(postgres: PostgresTaskStore) -> None:
     async with asyncio.timeout(20), aclosing(postgres.changed()) as news:  # type: ignore[type-var]
         assert await anext(news) == frozenset()
-        await postgres.submit([draft() for _ in range(300)])
+        tasks = await postgres.submit([draft() for _ in range(300)])
+        await postgres.begin([Start(task=task.id, may_take_over=False) for task in tasks], worker="w", delivery_limit=3)
         assert await anext(news) == frozenset()
 
 

@@ -137,8 +137,12 @@ async def cases(connection: Any) -> Cases:
         "submit_tasks": [
             [
                 *[new, *columns("t1", "u", "a", "q", 1, None, "{}", 0, None, None)],
-                *[NOW, NOW, "task.submitted", 1, ""],
-            ]
+                *[NOW, NOW, "task.submitted", 1, [], []],
+            ],
+            [
+                *[new, *columns("t1", "u", "a", "q", 1, None, "{}", 0, None, None)],
+                *[NOW, NOW, "task.submitted", 1, ["q"], [consumer]],
+            ],
         ],
         "lock_tasks": [one, many],
         "lock_more_tasks": [one, many],

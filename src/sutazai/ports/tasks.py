@@ -132,7 +132,8 @@ class TaskStore(Protocol):
 
     def changed(self) -> AsyncIterator[frozenset[str]]:
         """
-        Ids of tasks that something happened to, by any process; empty where that cannot be told, so look.
+        Ids of tasks that something happened to since they were submitted, by any process; empty where that cannot be
+        told, so look.
 
         Never ends; raises only on cancellation.
         """

@@ -186,6 +186,8 @@ class Submission:
         return _address(url)
 
     def _times(self, wanted: Wanted) -> tuple[datetime | None, datetime | None]:
+        if wanted.run_at is None and wanted.deadline is None:
+            return None, None
         now = self._wall()
         for name, at in (("run_at", wanted.run_at), ("deadline", wanted.deadline)):
             if at is not None and at.tzinfo is None:

@@ -276,11 +276,12 @@ class MemoryTaskStore:
         for task, event in turn.events:
             self._events.append(_kept(len(self._events) + 1, task, event, turn.now))
         last = {task.id: turn.tasks[task.id] for task, _ in turn.events}
+        older = {task.id: task for task, event in turn.events if not isinstance(event, Submitted)}
         pending = [task for task in last.values() if task.status is TaskStatus.PENDING]
         self.later += [(task.run_at, _word(task)) for task in pending if task.run_at > turn.now]
-        if last:
+        if older:
             for listener in self._listeners:
-                listener.hear(last)
+                listener.hear(older)
         await self._queue.put([_word(task) for task in pending if task.run_at <= turn.now])
 
     def _check(self) -> None:

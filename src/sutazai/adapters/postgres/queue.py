@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
@@ -100,6 +100,10 @@ class PostgresQueue:
             self._consumers.discard(consumer)
             await consumer.leave()
 
+    def idle(self, queue: str, count: int) -> PostgresConsumer | None:
+        """One here that found all that there was, and has room for so many more."""
+        return next((one for one in self._consumers if one.queue == queue and one.is_idle(count)), None)
+
     async def depth(self, queue: str) -> int:
         with _as_queue():
             async with self._database.statement() as connection:
@@ -177,8 +181,12 @@ class PostgresConsumer:
         self._called = asyncio.Event()
         self._rests_until = 0.0
         """By the loop's clock: the last look found all that there was, and whoever brings more calls."""
+        self._found_all = False
+        """By the last look, whoever has brought more since."""
         self._held: dict[int, int] = {}
         """Rows, each with the number of its delivery: one that comes back is another delivery."""
+        self._expected = 0
+        """Rows that are about to be ours from the start."""
         self._look: asyncio.Task[Sequence[Delivery]] | None = None
         """Under way. It outlives a cancellation of `take`: what it finds is for the next one."""
         self._found: list[Delivery] = []
@@ -189,16 +197,41 @@ class PostgresConsumer:
     def wake(self, queues: frozenset[str]) -> None:
         """Look again, should these be ours, or nobody know."""
         if not queues or self.queue in queues:
-            self._called.set()
+            self._look_again()
 
     async def beat(self, connection: Connection) -> None:
         """Say that we are there. Where we were taken for gone, we hold nothing any more and begin anew."""
         if self._id is not None and await connection.fetchval(self._sql["beat_consumer"], self._id) is None:
-            self._id = None
+            self._id, self._found_all = None, False
             self._held.clear()
             self._found.clear()
-            self._rests_until = 0.0
+            self._look_again()
+
+    # word that is ours from the start
+
+    def is_idle(self, count: int) -> bool:
+        """Whether it found all that there was, and has room for so many more."""
+        is_free = self._found_all and self._look is None and self.lower_waited_since is None
+        return is_free and self.held + count <= self._prefetch
+
+    def expect(self, count: int) -> uuid.UUID | None:
+        """So many are written as held by this id, and then `receive` or `doubt` is called."""
+        self._expected += count
+        return self._id
+
+    def receive(self, consumer: uuid.UUID | None, messages: Mapping[int, Message], *, expected: int) -> None:
+        """They are kept, each by the number of its row. Where we were taken for gone meanwhile, others free them."""
+        self._expected -= expected
+        if consumer == self._id:
+            self._held.update(dict.fromkeys(messages, 1))
+            self._found += [_first_delivery(number, message) for number, message in messages.items()]
             self._called.set()
+
+    def doubt(self, *, expected: int) -> None:
+        """Nobody knows whether they are kept."""
+        self._expected -= expected
+        self._lose_track()
+        self._called.set()
 
     async def take(self, at_most: int) -> Sequence[Delivery]:
         while not (found := await self.look(at_most, self._prefetch - self.held)):
@@ -208,13 +241,12 @@ class PostgresConsumer:
         return found
 
     async def look(self, at_most: int, free: int) -> Sequence[Delivery]:
-        """What is there now: what was found before, else as many as are free. A cancellation loses none."""
-        if not self._found:
-            if self._look is None:
-                if not self._called.is_set() and asyncio.get_running_loop().time() < self._rests_until:
-                    return ()
-                self._called.clear()
-                self._look = asyncio.create_task(self._take(min(at_most, free)), name="look for messages")
+        """What is there now: what was found before, and as many as are free. A cancellation loses none."""
+        self._called.clear()
+        wanted = min(at_most - len(self._found), free)
+        if self._look is None and wanted > 0 and not self._rests():
+            self._look = asyncio.create_task(self._take(wanted), name="look for messages")
+        if self._look is not None:
             look = self._look
             await asyncio.wait([look])
             self._look = None
@@ -223,18 +255,20 @@ class PostgresConsumer:
         del self._found[:at_most]
         return found
 
+    def _rests(self) -> bool:
+        """Whether it found all that there was, and nobody has brought more."""
+        return asyncio.get_running_loop().time() < self._rests_until
+
     async def called(self) -> None:
         """Until there may be something for us."""
         await self._called.wait()
 
     @property
     def held(self) -> int:
-        """Deliveries that are not dealt with."""
-        return len(self._held)
+        """Deliveries that are not dealt with, and those that are about to be made."""
+        return len(self._held) + self._expected
 
     async def _take(self, at_most: int) -> Sequence[Delivery]:
-        if at_most <= 0:
-            return ()
         was_unsure, self._is_unsure = self._is_unsure, False
         is_plain = self._id is not None and not was_unsure and self.lower_waited_since is None
         begin = self._database.statement if is_plain else self._database.transaction
@@ -251,12 +285,12 @@ class PostgresConsumer:
                     left = at_most - len(passed_over)
                     others = await connection.fetch(self._sql["take_dispatch"], self.queue, left, consumer)
         except BaseException:
-            self._is_unsure = True
-            self._rests_until = 0.0
+            self._lose_track()
             raise
         self._id = consumer
         rows = [*passed_over, *others]
-        if self._database.is_direct and len(rows) < at_most:
+        self._found_all = len(rows) < at_most
+        if self._database.is_direct and self._found_all and not self._called.is_set():
             self._rests_until = asyncio.get_running_loop().time() + LOOK_S
         else:
             self._rests_until = 0.0
@@ -301,8 +335,7 @@ class PostgresConsumer:
         if len(self._held) > prefetch:
             surplus, self._found = self._found, []
             await self.hand_back(surplus)
-        self._rests_until = 0.0
-        self._called.set()
+        self._look_again()
 
     async def leave(self) -> None:
         """Free what is held; where the database is away, the others will see that we are gone."""
@@ -321,6 +354,16 @@ class PostgresConsumer:
                 await connection.execute(self._sql["drop_consumers"], [consumer])
                 await connection.execute(self._sql["tell_queues"], sorted(freed))
 
+    def _look_again(self) -> None:
+        self._rests_until = 0.0
+        self._called.set()
+
+    def _lose_track(self) -> None:
+        """Something failed that may have left rows which nobody knows of."""
+        self._is_unsure = True
+        self._found_all = False
+        self._rests_until = 0.0
+
     async def _end(self, statement: str, deliveries: Sequence[Delivery], *, tells: bool = False) -> None:
         tags = {delivery.tag for delivery in deliveries}
         held = [number for number, count in self._held.items() if (number, count) in tags]
@@ -336,12 +379,15 @@ class PostgresConsumer:
                     if tells:
                         await connection.execute(self._sql["tell_queues"], [self.queue])
         except BaseException:
-            self._is_unsure = True  # the next look frees them, and whoever gets them finds them ended
-            self._rests_until = 0.0
+            self._lose_track()  # the next look frees them, and whoever gets them finds them ended
             raise
         finally:
             if not self._rests_until:
                 self._called.set()
+
+
+def _first_delivery(number: int, message: Message) -> Delivery:
+    return Delivery(message=message, tag=(number, 1), is_redelivered=False)
 
 
 class _as_queue:  # noqa: N801 - reads as a word in a `with`

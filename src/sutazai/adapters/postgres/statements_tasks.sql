@@ -13,10 +13,10 @@ FROM task_keys AS keys
 JOIN unnest($1::text[], $2::text[]) AS asked (tenant, key) USING (tenant, key)
 
 -- name: submit_tasks
--- New tasks of one moment with their events and with word for the queue of those that are pending, at once, and tell
--- whoever listens: that is heard when the transaction commits. Every array costs, so what follows from another one is
--- made here: an event holds the draft, as `ports/task_events.py` would write it. The subquery is there as in
--- `put_dispatch`.
+-- New tasks of one moment with their events and with word for the queue of those that are pending, at once. Every array
+-- costs, so what follows from another one is made here: an event holds the draft, as `ports/task_events.py` would
+-- write it. The subquery is there as in `put_dispatch`. Nobody is told of tasks that nobody can know yet; whoever waits
+-- for word is, when the transaction commits, unless a consumer here holds it from the start: those rows come back.
 WITH given AS (
     SELECT id, tenant, user_id, agent, queue, priority, parent, draft, waits_for, coalesce(run_at, $12) AS run_at,
         deadline, CASE WHEN waits_for > 0 THEN 'waiting' ELSE 'pending' END AS status, place
@@ -34,12 +34,18 @@ WITH given AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
     SELECT id, 1, tenant, $14, $15, $13::timestamptz, '{"draft":' || draft || ',"waits_for":' || waits_for || '}', $12
     FROM given
+), claims AS (
+    SELECT queue, consumer FROM unnest($16::text[], $17::uuid[]) AS claims (queue, consumer)
+    WHERE EXISTS (SELECT FROM dispatch_consumers WHERE dispatch_consumers.id = claims.consumer)
 ), news AS (
-    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, place, run_at <= $13 AS is_due
-    FROM given WHERE status = 'pending'
+    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, place, run_at <= $13 AS is_due,
+        CASE WHEN run_at <= $13 THEN claims.consumer END AS consumer
+    FROM given LEFT JOIN claims USING (queue)
+    WHERE status = 'pending'
 ),
 -- part queued
-SELECT pg_notify('sutazai_tasks', $16) UNION ALL SELECT pg_notify('sutazai_queues', queue) FROM due
+SELECT NULL::bigint AS id, NULL::uuid AS task, pg_notify('sutazai_queues', queue) FROM due
+UNION ALL SELECT id, task, NULL FROM queued WHERE consumer IS NOT NULL
 
 -- name: change_tasks
 -- The same for tasks that were there.
@@ -207,22 +213,23 @@ sizes AS (
         )) + (SELECT size * step FROM steps WHERE steps.queue = kept.queue AND steps.tenant = kept.tenant)
     RETURNING queue, tenant, turn
 ), queued AS (
-    INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at)
+    INSERT INTO dispatch (queue, task, tenant, agent, priority, turn, is_due, available_at, consumer, deliveries)
     SELECT news.queue, news.task, news.tenant, news.agent, news.priority,
         turns.turn
             - steps.step * (steps.size - row_number() OVER (PARTITION BY news.queue, news.tenant ORDER BY place)),
-        news.is_due, news.available_at
+        news.is_due, news.available_at, news.consumer, (news.consumer IS NOT NULL)::integer
     FROM news JOIN turns USING (queue, tenant) JOIN steps USING (queue, tenant)
     ORDER BY place
+    RETURNING id, task, consumer
 ), due AS (
-    SELECT DISTINCT queue FROM news WHERE is_due
+    SELECT DISTINCT queue FROM news WHERE is_due AND consumer IS NULL
 )
 
 -- name: put_dispatch
 -- The subquery hides from the planner how many rows there are. For fewer than it expects of any it would plan anew each
 -- time, which takes as long as the rest.
 WITH news AS (
-    SELECT *, available_at <= $7 AS is_due
+    SELECT *, available_at <= $7 AS is_due, NULL::uuid AS consumer
     FROM unnest((SELECT $1::text[]), $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::timestamptz[])
         WITH ORDINALITY AS given (queue, task, tenant, agent, priority, available_at, place)
 ),
@@ -288,13 +295,14 @@ SELECT id, task, tenant, agent, priority, deliveries FROM taken ORDER BY priorit
 UPDATE dispatch SET consumer = NULL WHERE consumer = $1 AND id <> ALL ($2::bigint[])
 
 -- name: ack_dispatch
-DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer = $2 AND
+-- In words that no index knows: that of consumers still has all that they dealt with since the last vacuum.
+DELETE FROM dispatch WHERE id = ANY ($1::bigint[]) AND consumer IS NOT DISTINCT FROM $2 AND
 -- part unwaited
 
 -- name: hand_back_dispatch
 -- Nobody can start what names no task.
 UPDATE dispatch SET consumer = NULL, queue = CASE WHEN task IS NULL THEN 'dead_letters' ELSE queue END
-WHERE id = ANY ($1::bigint[]) AND consumer = $2 RETURNING queue
+WHERE id = ANY ($1::bigint[]) AND consumer IS NOT DISTINCT FROM $2 RETURNING queue
 
 -- name: leave_dispatch
 UPDATE dispatch SET consumer = NULL WHERE consumer = $1 RETURNING queue
@@ -418,7 +426,7 @@ SELECT pg_try_advisory_xact_lock(5461334, hashtext($1))
 
 -- name: refill_dispatch
 WITH news AS (
-    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, true AS is_due,
+    SELECT queue, id AS task, tenant, agent, priority, run_at AS available_at, true AS is_due, NULL::uuid AS consumer,
         row_number() OVER (ORDER BY run_at, id) AS place
 -- part without_word
         AND (

@@ -151,6 +151,7 @@ async def _own_server(data_dir: Path) -> AsyncIterator[Secret]:
 
 
 def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_after_s: float) -> Stores:
+    queue = PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock)
     return Stores(
         databases={"": database},
         marks=database,
@@ -160,8 +161,8 @@ def _stores(database: Database, clock: DatabaseClock, max_length: int, promote_a
         audit=PostgresAuditLog(database),
         sessions=PostgresSessionStore(database),
         clock=clock,
-        tasks=PostgresTaskStore(database, max_length=max_length, wall=clock),
-        queue=PostgresQueue(database, max_length=max_length, promote_after_s=promote_after_s, wall=clock),
+        tasks=PostgresTaskStore(database, max_length=max_length, queue=queue, wall=clock),
+        queue=queue,
         messages=PostgresMessageStore(database),
         replays={"": PostgresReplayStore(database)},
         broadcasts=[PostgresBroadcastStore(database)],

@@ -10,6 +10,7 @@ from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
+from sutazai.adapters.postgres.claims import Claims, word_of
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.task_rows import Columns, changed_rows, keys, new_rows, task_of
@@ -27,7 +28,6 @@ from sutazai.core.task import (
     id_of,
     storable,
 )
-from sutazai.ports.queue import Message
 from sutazai.ports.task_events import encode, form_of
 
 MAX_TOLD = 200
@@ -38,16 +38,24 @@ class TaskChanges:
     """What one transaction does, gathered until `write`."""
 
     def __init__(
-        self, connection: Connection, database: Database, now: datetime, *, wanted: Collection[str] = ()
+        self,
+        connection: Connection,
+        database: Database,
+        now: datetime,
+        *,
+        claims: Claims | None = None,
+        wanted: Collection[str] = (),
     ) -> None:
         """
         Nothing is locked yet.
 
         Args:
+            claims: what consumers here hold of it from the start.
             wanted: what an earlier try found out that it needs; locked together with the first ones.
         """
         self._connection = connection
         self._sql = database.sql
+        self._claims = claims or Claims(None)
         self.now = now
         self.wanted = set(wanted)
         """All that was to be locked."""
@@ -118,16 +126,21 @@ class TaskChanges:
     async def write(self) -> None:
         """Everything, and tell who listens. A new task is written as it was submitted, and then what happened to it."""
         for created_at, made in groupby(self._new.values(), key=attrgetter("created_at")):
-            tasks = list(made)
-            also = (created_at, self.now, *form_of(Submitted), _told(tasks))
-            await self._connection.execute(self._sql["submit_tasks"], *new_rows(tasks), *also)
+            await self._submit(list(made), created_at)
         if self._changed:
             changed = list(self._changed.values())
             columns = [*changed_rows(changed), *self._event_columns()]
             await self._connection.execute(self._sql["change_tasks"], *columns, _told(changed))
             pending = [task for task in changed if task.status is TaskStatus.PENDING]
-            await put(self._connection, self._sql, [(_word(task), task.run_at) for task in pending], now=self.now)
+            await put(self._connection, self._sql, [(word_of(task), task.run_at) for task in pending], now=self.now)
             await self._leave_webhooks(changed)
+
+    async def _submit(self, tasks: Sequence[Task], created_at: datetime) -> None:
+        claimed = self._claims.claim(tasks, self.now)
+        also = (created_at, self.now, *form_of(Submitted), list(claimed), list(claimed.values()))
+        rows = await self._connection.fetch(self._sql["submit_tasks"], *new_rows(tasks), *also)
+        if claimed:
+            self._claims.written(rows, tasks)
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -160,8 +173,3 @@ class TaskChanges:
 def _told(tasks: Sequence[Task]) -> str:
     """For a notification; empty where so many changed that whoever listens had better look himself."""
     return ",".join(digits_of(task.id) for task in tasks) if len(tasks) <= MAX_TOLD else ""
-
-
-def _word(task: Task) -> Message:
-    draft = task.draft
-    return Message(task=task.id, queue=draft.queue, tenant=draft.tenant, agent=draft.agent, priority=draft.priority)

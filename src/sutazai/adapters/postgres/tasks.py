@@ -14,8 +14,10 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
+from sutazai.adapters.postgres.claims import Claims
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.ear import heard
+from sutazai.adapters.postgres.queue import PostgresQueue
 from sutazai.adapters.postgres.tail import EventTail
 from sutazai.adapters.postgres.task_changes import TaskChanges
 from sutazai.adapters.postgres.task_rows import event_of, keys, read, read_in, task_of
@@ -72,10 +74,18 @@ class PostgresTaskStore:
         database: Database,
         *,
         max_length: int,
+        queue: PostgresQueue | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Nothing was counted yet.
+
+        Args:
+            queue: whose consumers hold word of new tasks from the start where they are idle.
+        """
         self._database = database
+        self._queue = queue
         self._sql = database.sql
         self._max_length = max_length
         self._wall = wall
@@ -340,17 +350,20 @@ class PostgresTaskStore:
         self, work: Callable[[TaskChanges, Connection], Awaitable[T]], begin: Begin, wanted: Collection[str]
     ) -> T:
         changes: TaskChanges | None = None
+        claims = Claims(self._queue)
         try:
             async with begin() as connection:
-                changes = TaskChanges(connection, self._database, self._wall(), wanted=wanted)
+                changes = TaskChanges(connection, self._database, self._wall(), claims=claims, wanted=wanted)
                 done = await work(changes, connection)
                 await changes.release_waiters()
                 await changes.write()
-            return done
-        except StoreUnavailable as error:
-            if changes is not None and isinstance(error.__cause__, IN_THE_WAY):
+        except BaseException as error:
+            claims.drop()
+            if changes is not None and isinstance(error, StoreUnavailable) and isinstance(error.__cause__, IN_THE_WAY):
                 raise _InTheWay(error.message, changes.wanted) from error
             raise
+        claims.keep()
+        return done
 
 
 class _InTheWay(StoreUnavailable):
