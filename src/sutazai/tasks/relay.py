@@ -13,10 +13,9 @@ from sutazai.ports.queue import Consumer, Delivery, Queue
 log = structlog.get_logger("sutazai.tasks")
 
 AT_ONCE = 500
-MOMENT_S = 0.001
-"""For each message of a turn, up to `LONGEST_MOMENT_S`. Where several came together more are on their way, and go
-together: a turn costs what some 20 messages do."""
-LONGEST_MOMENT_S = 0.02
+MOMENT_S = 0.003
+"""Where several came together more are on their way, and go together. Longer moments cost less, and then what has
+gathered holds up the submissions of a gateway: of 2,700 a second the p99 was 16 ms with 20 ms, and 11 with three."""
 FEW = 64
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -48,7 +47,7 @@ class Relay:
                         if not is_all:
                             await asyncio.sleep(pause_s)
                         elif 1 < len(deliveries) < FEW:
-                            await asyncio.sleep(min(len(deliveries) * MOMENT_S, LONGEST_MOMENT_S))
+                            await asyncio.sleep(MOMENT_S)
             except StoreUnavailable as error:
                 log.warning("word of tasks waits in the outbox", queue=name, why=error.message)
             except Exception:  # the border of one turn
