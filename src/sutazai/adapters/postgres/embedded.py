@@ -54,10 +54,9 @@ OPTIONS = {
     "shared_buffers": "32MB",
     # Three processes with full pools; until they are open, 150 more cost 5 MB.
     "max_connections": "200",
-    # Files of the log that are kept to be written again. It may grow to PostgreSQL's usual 1 GB where much is written:
-    # a checkpoint holds commits up for 40 to 80 ms, and at 128 MB came every eight seconds.
+    # Kept to be written again: a new file of the log holds all commits up for 20 ms. It may grow to PostgreSQL's usual
+    # 1 GB where much is written: a checkpoint holds commits up for 40 to 80 ms, and at 128 MB came every eight seconds.
     "min_wal_size": "128MB",
-    "max_wal_size": "1GB",
     # Fewer processes, no start-up cost for compiling queries.
     "io_method": "sync",
     "max_logical_replication_workers": "0",
@@ -180,9 +179,6 @@ def _initialise(programs: Programs, cluster: Path) -> None:
             "--locale=C",
             "--locale-provider=builtin",
             "--builtin-locale=C.UTF-8",
-            # A new file of the log is filled before it is used: of 16 MB that holds all commits up for 20 ms, of one
-            # for two.
-            "--wal-segsize=1",
         ),
         *(f"--username={DATABASE}", "-D", aside),
         limit_s=START_S,
