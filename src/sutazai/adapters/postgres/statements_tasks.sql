@@ -334,9 +334,19 @@ SELECT id, beat FROM dispatch_consumers
 DELETE FROM dispatch_consumers WHERE id = ANY ($1::uuid[])
 
 -- name: free_dispatch
--- What is held by nobody who is there.
+-- What is held by nobody who is there. Holders are found one after the other in their index, for a table that was not
+-- analysed yet would be read as a whole.
+WITH RECURSIVE holders AS (
+    (SELECT consumer FROM dispatch WHERE consumer IS NOT NULL ORDER BY consumer LIMIT 1)
+    UNION ALL
+    SELECT (SELECT dispatch.consumer FROM dispatch WHERE dispatch.consumer > holders.consumer ORDER BY consumer LIMIT 1)
+    FROM holders WHERE holders.consumer IS NOT NULL
+)
 UPDATE dispatch SET consumer = NULL
-WHERE consumer IS NOT NULL AND NOT EXISTS (SELECT FROM dispatch_consumers WHERE id = consumer)
+WHERE consumer = ANY (ARRAY(
+    SELECT consumer FROM holders
+    WHERE consumer IS NOT NULL AND NOT EXISTS (SELECT FROM dispatch_consumers WHERE id = consumer)
+))
 RETURNING queue
 
 -- name: lock_message_name
