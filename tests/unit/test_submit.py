@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from sutazai.core.errors import BadRequest, Overloaded, ShuttingDown, StoreUnavailable, UnknownAgent
@@ -250,6 +250,6 @@ def test_a_time_that_is_over_means_at_once(submission: Submission) -> None:
     ],
 )
 def test_only_admins_rise(submission: Submission, asked: Priority | None, may_rise: bool, given: Priority) -> None:
-    made = submission.draft(Wanted(agent="echo", priority=asked), replace(ACME, may_rise=may_rise))
+    made = submission.draft(Wanted(agent="echo", priority=asked), msgspec.structs.replace(ACME, may_rise=may_rise))
 
     assert made.priority is given

@@ -6,11 +6,12 @@ A handler gets the request as the connection parsed it, with its caller, and the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from sutazai.edge.cycle import Headers, TaskCycle
+import msgspec
+
+from sutazai.edge.cycle import TaskCycle
 
 if TYPE_CHECKING:
     from sutazai.edge.connection import ClientConnection
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     from sutazai.edge.server import Server
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A whole answer."""
 
     status: int
-    headers: Headers
+    headers: Sequence[tuple[bytes, bytes]]
     body: bytes
 
 

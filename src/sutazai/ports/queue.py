@@ -12,11 +12,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from sutazai.core.request import Priority
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Word of a task that may be started."""
 
     task: str
@@ -27,8 +28,7 @@ class Message:
     priority: Priority = Priority.NORMAL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """A message in the hands of one consumer, until it is acknowledged or handed back."""
 
     message: Message

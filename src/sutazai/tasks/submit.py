@@ -7,7 +7,7 @@ What is refused here was never kept. Once `submit` has returned, the task is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,8 +38,7 @@ MAX_BUDGET_TOKENS = 2**53
 _anything = msgspec.json.Decoder(Any)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitter:
+class Submitter(msgspec.Struct, frozen=True, kw_only=True):
     """On whose behalf."""
 
     tenant: str
@@ -51,8 +50,7 @@ class Submitter:
     """They may ask for more too."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A task as somebody asks for it; what is None or empty is as the agent says."""
 
     agent: str

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import msgspec
 import structlog
 
 from sutazai.adapters.postgres.queue import LOOK_S, PROMOTE_AFTER_S, PostgresConsumer, PostgresQueue
@@ -128,7 +129,7 @@ class ShardedConsumer:
                 continue
             if found:
                 self._first = (place + 1) % count
-                return [replace(delivery, tag=(place, delivery.tag)) for delivery in found]
+                return [msgspec.structs.replace(delivery, tag=(place, delivery.tag)) for delivery in found]
         if len(faults) == count:
             raise faults[0]
         for fault in faults:
@@ -153,7 +154,7 @@ class ShardedConsumer:
         for delivery in deliveries:
             match delivery.tag:
                 case (int() as place, tag):
-                    groups[place].append(replace(delivery, tag=tag))
+                    groups[place].append(msgspec.structs.replace(delivery, tag=tag))
         return [(self._consumers[place], own) for place, own in groups.items()]
 
 
