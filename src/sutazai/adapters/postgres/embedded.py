@@ -57,6 +57,9 @@ OPTIONS = {
     # Kept to be written again: a new file of the log holds all commits up for 20 ms. It may grow to PostgreSQL's usual
     # 1 GB where much is written: a checkpoint holds commits up for 40 to 80 ms, and at 128 MB came every eight seconds.
     "min_wal_size": "128MB",
+    # Plans are kept, and one that was made for a few tasks reads all of them when they have become many. A look at how
+    # many there are throws it away; PostgreSQL takes one once a minute.
+    "autovacuum_naptime": "10s",
     # Fewer processes, no start-up cost for compiling queries.
     "io_method": "sync",
     "max_logical_replication_workers": "0",
