@@ -108,15 +108,15 @@ class Place:
             most = load(port, rate_per_s=20_000.0, seconds=MOST_S)
             yield "submissions per second, without a worker, at most", most.rate_per_s, ""
             asyncio.run(_settle(database))
-            quarter = part_load(port, most, 1 / 4)
+            quarter = part_load(port, most.rate_per_s, 1 / 4)
             yield "submit p99 at a quarter of that, without a worker", quarter.p99_ms, "ms"
             asyncio.run(_settle(database))
-            half = part_load(port, most, 1 / 2)
+            half = part_load(port, most.rate_per_s, 1 / 2)
             yield "submit p50 at half of that, without a worker", half.p50_ms, "ms"
             yield SUBMIT, half.p99_ms, "ms"
             if not on_rabbitmq:  # whose outbox would be carried away meanwhile
                 asyncio.run(_fill(database))
-                full = part_load(port, most, 1 / 2)
+                full = part_load(port, most.rate_per_s, 1 / 2)
                 yield f"{SUBMIT}, {WAITING:,} more in the table", full.p99_ms, "ms"
 
     def _alone(self, port: int, started: Path) -> Iterator[tuple[str, float, str]]:
@@ -188,11 +188,15 @@ async def _fill(database: str) -> None:
 
 def _through(port: int, started: Path) -> Iterator[tuple[str, float, str]]:
     """As many tasks as are started as fast as they are submitted, and submissions at half of that."""
-    most, rate_per_s = 0.0, FIRST_PER_S
-    while keeps_up(port, started, rate_per_s):
-        most, rate_per_s = rate_per_s, STEP * rate_per_s
+    if not keeps_up(port, started, FIRST_PER_S):
+        raise SystemExit(
+            f"Gateway and worker did not keep up with {FIRST_PER_S:g} tasks a second. Is the machine idle?"
+        )
+    most = FIRST_PER_S
+    while keeps_up(port, started, STEP * most):
+        most *= STEP
     yield "tasks per second through gateway and worker, at most", most, ""
-    half = load(port, rate_per_s=most / 2)
+    half = part_load(port, most, 1 / 2)
     yield "submit p50 at half of that, worker at work", half.p50_ms, "ms"
     yield SUBMIT_WITH_WORKER, half.p99_ms, "ms"
 
@@ -233,9 +237,9 @@ def load(port: int, *, rate_per_s: float, seconds: float = PART_S) -> LoadResult
     return msgspec.json.decode(done.stdout, type=LoadResult)
 
 
-def part_load(port: int, most: LoadResult, part: float) -> LoadResult:
+def part_load(port: int, most_per_s: float, part: float) -> LoadResult:
     """The same at a part of the rate that was reached. Raises `SystemExit` where any was refused."""
-    result = load(port, rate_per_s=part * most.rate_per_s)
+    result = load(port, rate_per_s=part * most_per_s)
     if result.failed:
         raise SystemExit(f"{result.failed:,} submissions were refused or lost at {part:g} of the load, so it was none.")
     return result

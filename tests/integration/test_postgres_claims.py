@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
-from tests.postgres_servers import embedded
+from tests.lossy_database import LossyDatabase
+from tests.postgres_databases import fresh_database
 
 from sutazai.adapters.postgres import migrate
 from sutazai.adapters.postgres.database import CommitUnknown, Database, open_database
@@ -28,19 +29,9 @@ SHORT_S = 0.2
 """Long enough to find out that nothing comes."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with embedded() as (url, _):
-        yield url
-
-
 @pytest.fixture
-async def database(server: str) -> AsyncIterator[Database]:
-    """An empty one."""
-    connection: Any = await asyncpg.connect(server)
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    await connection.close()
-    async with open_database(Secret(server), timeout_s=LIMIT_S) as opened:
+async def database(data_dir: Path) -> AsyncIterator[Database]:
+    async with fresh_database(data_dir) as url, open_database(Secret(url), timeout_s=LIMIT_S) as opened:
         await migrate.migrate(opened, migrate.read())
         yield opened
 
@@ -158,23 +149,8 @@ async def test_while_others_bring_word_too_nothing_is_passed_over(database: Data
     assert sorted(taken) == made
 
 
-class LossyDatabase(Database):
-    """Its answers to commits are lost when told."""
-
-    losses = 0
-
-    @asynccontextmanager
-    async def statement(self) -> AsyncIterator[Any]:
-        async with super().statement() as connection:
-            yield connection
-        if self.losses:
-            self.losses -= 1
-            raise CommitUnknown("The connection broke.")
-
-
 async def test_what_was_kept_though_nobody_heard_of_it_is_found(database: Database) -> None:
-    lossy = object.__new__(LossyDatabase)
-    vars(lossy).update(vars(database))
+    lossy = LossyDatabase.of_same(database)
     queue = PostgresQueue(database)
     store = PostgresTaskStore(lossy, max_length=100, queue=queue)
     async with drained(queue) as consumer:

@@ -11,10 +11,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.lossy_database import LossyDatabase
 from tests.postgres_servers import embedded
 
 from sutazai.adapters.postgres import migrate
-from sutazai.adapters.postgres.database import CommitUnknown, Database, open_database
+from sutazai.adapters.postgres.database import Database, open_database
 from sutazai.adapters.postgres.dispatch_rows import put
 from sutazai.adapters.postgres.queue import BEAT_S, LEASE_S, PROMOTE_AFTER_S, PostgresQueue
 from sutazai.adapters.postgres.tasks import PostgresTaskStore
@@ -414,32 +415,8 @@ async def test_a_consumer_that_leaves_in_the_middle_of_a_look_holds_nothing(proc
     assert await queue.depth("q") == 3
 
 
-class LossyDatabase(Database):
-    """Commits, and then the answer is lost, so often as it is told."""
-
-    losses = 0
-
-    @asynccontextmanager
-    async def transaction(self, *, within_s: float | None = None) -> AsyncIterator[Any]:
-        async with super().transaction(within_s=within_s) as connection:
-            yield connection
-        self._lose()
-
-    @asynccontextmanager
-    async def statement(self) -> AsyncIterator[Any]:
-        async with super().statement() as connection:
-            yield connection
-        self._lose()
-
-    def _lose(self) -> None:
-        if self.losses:
-            self.losses -= 1
-            raise CommitUnknown("The connection broke.")
-
-
 async def test_messages_taken_by_a_look_whose_answer_was_lost_are_found_again(database: Database) -> None:
-    lossy = object.__new__(LossyDatabase)
-    vars(lossy).update(vars(database))
+    lossy = LossyDatabase.of_same(database)
     queue = PostgresQueue(lossy)
     await queue.put(words(3))
     async with queue.consume("q", prefetch=5) as consumer:

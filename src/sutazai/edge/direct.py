@@ -6,12 +6,12 @@ A handler gets the request as the connection parsed it, with its caller, and the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from sutazai.edge.cycle import TaskCycle
+from sutazai.edge.cycle import Headers, TaskCycle
 
 if TYPE_CHECKING:
     from sutazai.edge.connection import ClientConnection
@@ -23,7 +23,7 @@ class Reply(msgspec.Struct, frozen=True):
     """A whole answer."""
 
     status: int
-    headers: Sequence[tuple[bytes, bytes]]
+    headers: Headers
     body: bytes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
@@ -12,6 +13,16 @@ import asyncpg
 from sutazai.adapters.postgres.queue import PostgresConsumer, PostgresQueue
 from sutazai.core.task import Task, TaskStatus, id_of
 from sutazai.ports.queue import Message
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    consumer: PostgresConsumer
+    known_as: uuid.UUID | None
+    """What the rows name as their consumer."""
+    expected: int
+    messages: dict[int, Message] = field(default_factory=dict)
+    """By the numbers of their rows, once these are written."""
 
 
 class Claims:
@@ -25,39 +36,39 @@ class Claims:
             queue: whose consumers may claim.
         """
         self._queue = queue
-        self._claimed: list[tuple[PostgresConsumer, uuid.UUID | None, int, dict[int, Message]]] = []
+        self._claims: list[_Claim] = []
 
     def claim(self, tasks: Iterable[Task], now: datetime) -> Mapping[str, uuid.UUID | None]:
         """For each queue of tasks that may be started now the consumer that gets them, where one is idle."""
         if self._queue is None:
             return {}
         due = Counter(task.draft.queue for task in tasks if task.status is TaskStatus.PENDING and task.run_at <= now)
-        consumers = {}
+        made = []
         for queue, count in due.items():
             consumer = self._queue.idle(queue, count)
             if consumer is not None:
-                consumers[queue] = consumer.expect(count)
-                self._claimed.append((consumer, consumers[queue], count, {}))
-        return consumers
+                made.append(_Claim(consumer, consumer.expect(count), count))
+        self._claims += made
+        return {claim.consumer.queue: claim.known_as for claim in made}
 
     def written(self, rows: Sequence[asyncpg.Record], tasks: Sequence[Task]) -> None:
         """The rows that were claimed; they hold once the transaction is committed."""
-        claimed = {consumer.queue: messages for consumer, _, _, messages in self._claimed}
-        by_id = {task.id: task for task in tasks} if rows else {}
+        by_queue = {claim.consumer.queue: claim for claim in self._claims}
+        by_id = {task.id: task for task in tasks}
         for row in rows:
             if row["id"] is not None:
                 message = word_of(by_id[id_of(row["task"])])
-                claimed[message.queue][row["id"]] = message
+                by_queue[message.queue].messages[row["id"]] = message
 
     def keep(self) -> None:
         """It was committed."""
-        for consumer, known_as, count, messages in self._claimed:
-            consumer.receive(known_as, messages, expected=count)
+        for claim in self._claims:
+            claim.consumer.receive(claim.known_as, claim.messages, expected=claim.expected)
 
     def drop(self) -> None:
         """It was not, or nobody knows."""
-        for consumer, _, count, _ in self._claimed:
-            consumer.doubt(expected=count)
+        for claim in self._claims:
+            claim.consumer.doubt(expected=claim.expected)
 
 
 def word_of(task: Task) -> Message:
