@@ -21,6 +21,7 @@ import structlog
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put, ripen
 from sutazai.adapters.postgres.ear import heard
+from sutazai.adapters.postgres.grown import tend_grown
 from sutazai.core.errors import QueueUnavailable, StoreUnavailable
 from sutazai.core.request import Priority
 from sutazai.core.task import id_of
@@ -121,6 +122,7 @@ class PostgresQueue:
         """Beat, free what dead processes held, and give messages their turn when they are due. Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._wake(), name="hear of messages")
+            group.create_task(tend_grown(self._database), name="look at tables that grow")
             while True:
                 await asyncio.sleep(BEAT_S)
                 try:

@@ -57,7 +57,7 @@ WITH saved AS (
         progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
         tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
     FROM unnest(
-        $1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
+        (SELECT $1::uuid[]), $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
         $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[],
         $15::text[], $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
     ) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker,
@@ -78,7 +78,7 @@ SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tas
 -- name: lock_tasks
 -- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
 -- part whole_tasks
-FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+FROM unnest((SELECT $1::uuid[]), $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL
 ORDER BY tasks.id
@@ -87,7 +87,7 @@ FOR UPDATE OF tasks
 -- name: lock_more_tasks
 -- For one who holds locks already, and so must not wait for another.
 -- part whole_tasks
-FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+FROM unnest((SELECT $1::uuid[]), $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL
 ORDER BY tasks.id
@@ -101,7 +101,7 @@ WHERE tasks.deleted_at IS NULL AND ($1::text IS NULL OR tasks.tenant = $1)
 
 -- name: task_versions
 SELECT tasks.id, tasks.version
-FROM unnest($1::uuid[], $2::timestamptz[]) AS asked (id, created_at)
+FROM unnest((SELECT $1::uuid[]), $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
 WHERE tasks.deleted_at IS NULL
 

@@ -29,6 +29,22 @@ JOIN pg_class AS parent ON parent.oid = inhparent
 WHERE inhparent IN (to_regclass('tasks'), to_regclass('events'))
 ORDER BY parent.relname, part.relname
 
+-- name: grown_tables
+-- Those on which tasks wait that have several times as many pages as when PostgreSQL looked last. Of large ones it looks
+-- often enough by itself, and their plans do not change any more.
+SELECT oid::regclass::text AS name
+FROM pg_class
+WHERE oid IN (
+        SELECT inhrelid FROM pg_inherits WHERE inhparent IN (to_regclass('tasks'), to_regclass('events'))
+        UNION ALL SELECT to_regclass('dispatch')
+    )
+    AND relpages < 1000
+    AND pg_relation_size(oid) > current_setting('block_size')::integer * (20 + 4 * relpages::bigint)
+ORDER BY name
+
+-- name: take_grown_turn
+SELECT pg_try_advisory_xact_lock(5461336)
+
 -- name: queue_states
 -- Reads the table of words as a whole, for people who ask.
 WITH words AS (
