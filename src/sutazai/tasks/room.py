@@ -9,7 +9,7 @@ class Room:
     """Counts free places; whoever needs one, or all, can wait."""
 
     def __init__(self, slots: int) -> None:
-        self._slots = slots
+        self.slots = slots
         self.count = slots
         self._some = asyncio.Event()
         self._some.set()
@@ -27,7 +27,7 @@ class Room:
         """One is free again."""
         self.count += 1
         self._some.set()
-        if self.count == self._slots:
+        if self.count == self.slots:
             self._all.set()
 
     async def wait(self) -> None:

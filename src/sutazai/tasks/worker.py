@@ -19,6 +19,7 @@ import structlog
 from sutazai.core.errors import StoreUnavailable
 from sutazai.core.task import Event, Failed, FailureReason, HandedBack, Suspended
 from sutazai.policy.prefetch import NONE_WAITS, Pace, PrefetchRules
+from sutazai.policy.rest import rest_s
 from sutazai.policy.tasks import on_leaving
 from sutazai.ports.queue import Consumer, Delivery, Queue
 from sutazai.ports.tasks import Change, Refused, Start
@@ -173,7 +174,9 @@ class Worker:
                 taking.cancel()
                 await asyncio.wait({taking})  # it may have taken some all the same
             if not taking.cancelled():
+                began_at = asyncio.get_running_loop().time()
                 await self._begin(consumer, taking.result(), reading, attempts)
+                await _rest(began_at, reading.room)
         finally:
             stopping.cancel()
             taking.cancel()
@@ -267,7 +270,9 @@ class Worker:
             if ended:
                 async with self._telling:
                     pass  # what these told last is written by now
+                began_at = asyncio.get_running_loop().time()
                 await self._write(ended)
+                await _rest(began_at, ended[0].running.room)
 
     async def _write(self, ended: Sequence[Ended]) -> None:
         """Write until it is written: an end that was reached is not thrown away because the store is away."""
@@ -344,6 +349,11 @@ class Worker:
 async def _taken(consumer: Consumer, room: Room) -> Sequence[Delivery]:
     await room.wait()
     return await consumer.take(room.count)
+
+
+async def _rest(began_at: float, room: Room) -> None:
+    """After work that began then."""
+    await asyncio.sleep(rest_s(asyncio.get_running_loop().time() - began_at, free=room.count, slots=room.slots))
 
 
 async def _sleep(pause_s: float, unless: asyncio.Event) -> None:
