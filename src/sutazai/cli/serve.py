@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ import uvloop
 
 from sutazai.bootstrap import Gateway, open_gateway
 from sutazai.bootstrap.rules import log_form
+from sutazai.cli.memory import settle_memory
 from sutazai.cli.printing import complain
 from sutazai.core.errors import SettingsError, SutazaiError
 from sutazai.settings.load import data_dir, find, load
@@ -122,17 +122,10 @@ async def _run(settings: Settings, path: Path | None, *, with_engine: bool) -> N
         with_worker=with_engine and settings.tasks.worker,
     ) as opened:
         loop.add_signal_handler(signal.SIGHUP, opened.reload)
-        _settle_memory()
+        settle_memory()
         _greet(settings, opened)
         await stopping.wait()
         sys.stderr.write("Stopping: finishing what is under way.\n")
-
-
-def _settle_memory() -> None:
-    """What was made at the start stays: the collector need not look at it again, nor look often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _raise_file_limit() -> None:

@@ -15,6 +15,7 @@ import uvloop
 from sutazai.bootstrap.rules import log_form
 from sutazai.bootstrap.tasks import open_worker
 from sutazai.cli.client import guarded, listening_url
+from sutazai.cli.memory import settle_memory
 from sutazai.cli.printing import complain
 from sutazai.settings.load import data_dir, find, load
 from sutazai.settings.model import Settings
@@ -62,6 +63,7 @@ async def _run(settings: Settings) -> bool:
     folder = data_dir(settings, os.environ, is_root=os.geteuid() == 0)
     url = settings.tasks.gateway_url or listening_url(settings.server)
     async with open_worker(settings, data_dir=folder, gateway_url=url) as opened:
+        settle_memory()
         stopping = asyncio.Event()
 
         def stop() -> None:
