@@ -642,6 +642,28 @@ async def test_each_change_is_answered_by_itself(store: TaskStore) -> None:
     assert [answer and answer.version for answer in answers] == [3, None, None, 4, 5, None]
     task = await now(store, first)
     assert (task.progress, task.checkpoint, task.result, task.tokens) == ('"half"', '"here"', "2", 3)
+    assert await refolded(store, first) == task
+
+
+async def test_changes_of_one_turn_leave_to_each_task_what_they_do_not_touch(store: TaskStore) -> None:
+    ended, again, told = await store.submit([draft() for _ in range(3)])
+    await begun(store, ended, told, worker="anna")
+    await begun(store, again, worker="bert")
+    for task in (ended, again, told):
+        await changed(store, task, Checkpointed(1, f'"{task.id}"'))
+
+    await store.change(
+        [
+            Change(task=ended.id, event=Completed(1, "1")),
+            Change(task=again.id, event=Retried(1, FailureReason.ERROR, "Once more.", START, tokens=4)),
+            Change(task=told.id, event=Progressed(1, '"half"')),
+        ]
+    )
+
+    found = [await now(store, task) for task in (ended, again, told)]
+    assert [await refolded(store, task) for task in (ended, again, told)] == found
+    assert [task.worker for task in found] == ["anna", "bert", "anna"]
+    assert [task.reason for task in found] == [None, FailureReason.ERROR, None]
 
 
 async def test_a_retried_task_is_put_into_the_queue_for_later(place: Place) -> None:

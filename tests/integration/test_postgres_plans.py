@@ -162,9 +162,12 @@ async def cases(connection: Any) -> Cases:
             [
                 *many,
                 *columns(3, "processing", NOW, 1, 1, 0, 0, "w", False, "", "", "", "", None, "", 0, NOW, None),
-                *[ids, *columns(3, "t1", "started", 1, NOW, "{}"), at, ""],
+                *columns("t1", "started", 1, "{}"),
+                *[NOW, ""],
             ],
+            [*one, [3], ["processing"], *[[]] * 16, ["t1"], ["started"], [1], ["{}"], NOW, ""],
         ],
+        "add_events": [[*many, *columns(3, "t1", "started", 1, "{}"), NOW]],
         "called_off": [[*one, [1]], [*many, [1] * size]],
         "past_deadline": [[NOW, 100], [BEGIN, 100]],
         "waiting_of_tenant": [["t1", 10_000], ["nobody", 10_000], ["t1", 1]],

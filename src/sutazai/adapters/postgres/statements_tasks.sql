@@ -48,27 +48,50 @@ SELECT NULL::bigint AS id, NULL::uuid AS task, pg_notify('sutazai_queues', queue
 UNION ALL SELECT id, task, NULL FROM queued WHERE consumer IS NOT NULL
 
 -- name: change_tasks
--- The same for tasks that were there.
-WITH saved AS (
-    UPDATE tasks SET
-        version = news.version, status = news.status, run_at = news.run_at, attempts = news.attempts,
-        deliveries = news.deliveries, losses = news.losses, waits_for = news.waits_for, worker = news.worker,
-        is_cancelling = news.is_cancelling, result = news.result, result_object = news.result_object,
-        progress = news.progress, checkpoint = news.checkpoint, reason = news.reason, error = news.error,
-        tokens = news.tokens, started_at = news.started_at, ended_at = news.ended_at
-    FROM unnest(
-        (SELECT $1::uuid[]), $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::integer[],
-        $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[],
-        $15::text[], $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[]
+-- The same for tasks that were there, each with the last of its events. A column that is given as an empty array stays
+-- as it is: most do, and every element costs.
+WITH news AS (
+    SELECT * FROM unnest(
+        (SELECT $1::uuid[]), $2::timestamptz[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[],
+        $7::integer[], $8::integer[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[],
+        $14::text[], $15::text[], $16::text[], $17::text[], $18::bigint[], $19::timestamptz[], $20::timestamptz[],
+        $21::text[], $22::text[], $23::smallint[], $24::text[]
     ) AS news (id, created_at, version, status, run_at, attempts, deliveries, losses, waits_for, worker,
-        is_cancelling, result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at)
+        is_cancelling, result, result_object, progress, checkpoint, reason, error, tokens, started_at, ended_at, tenant,
+        kind, schema, data)
+), saved AS (
+    UPDATE tasks SET
+        version = news.version, status = news.status,
+        run_at = CASE WHEN cardinality($5) = 0 THEN tasks.run_at ELSE news.run_at END,
+        attempts = CASE WHEN cardinality($6) = 0 THEN tasks.attempts ELSE news.attempts END,
+        deliveries = CASE WHEN cardinality($7) = 0 THEN tasks.deliveries ELSE news.deliveries END,
+        losses = CASE WHEN cardinality($8) = 0 THEN tasks.losses ELSE news.losses END,
+        waits_for = CASE WHEN cardinality($9) = 0 THEN tasks.waits_for ELSE news.waits_for END,
+        worker = CASE WHEN cardinality($10) = 0 THEN tasks.worker ELSE news.worker END,
+        is_cancelling = CASE WHEN cardinality($11) = 0 THEN tasks.is_cancelling ELSE news.is_cancelling END,
+        result = CASE WHEN cardinality($12) = 0 THEN tasks.result ELSE news.result END,
+        result_object = CASE WHEN cardinality($13) = 0 THEN tasks.result_object ELSE news.result_object END,
+        progress = CASE WHEN cardinality($14) = 0 THEN tasks.progress ELSE news.progress END,
+        checkpoint = CASE WHEN cardinality($15) = 0 THEN tasks.checkpoint ELSE news.checkpoint END,
+        reason = CASE WHEN cardinality($16) = 0 THEN tasks.reason ELSE news.reason END,
+        error = CASE WHEN cardinality($17) = 0 THEN tasks.error ELSE news.error END,
+        tokens = CASE WHEN cardinality($18) = 0 THEN tasks.tokens ELSE news.tokens END,
+        started_at = CASE WHEN cardinality($19) = 0 THEN tasks.started_at ELSE news.started_at END,
+        ended_at = CASE WHEN cardinality($20) = 0 THEN tasks.ended_at ELSE news.ended_at END
+    FROM news
     WHERE tasks.id = news.id AND tasks.created_at = news.created_at
 ), told AS (
     INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
-    SELECT * FROM unnest($21::uuid[], $22::integer[], $23::text[], $24::text[], $25::smallint[], $26::timestamptz[],
-        $27::text[], $28::timestamptz[])
+    SELECT id, version, tenant, kind, schema, $25::timestamptz, data, created_at FROM news
 )
-SELECT pg_notify('sutazai_tasks', $29)
+SELECT pg_notify('sutazai_tasks', $26)
+
+-- name: add_events
+-- Those before the last one, where several things happened to a task at once.
+INSERT INTO events (task, version, tenant, kind, schema, at, data, created_at)
+SELECT task, version, tenant, kind, schema, $8::timestamptz, data, created_at
+FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::text[], $5::text[], $6::smallint[], $7::text[])
+    AS news (task, created_at, version, tenant, kind, schema, data)
 
 -- part: whole_tasks
 SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tasks.run_at, tasks.attempts,

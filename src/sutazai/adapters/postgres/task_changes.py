@@ -13,7 +13,7 @@ from operator import attrgetter
 from sutazai.adapters.postgres.claims import Claims, word_of
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.adapters.postgres.dispatch_rows import put
-from sutazai.adapters.postgres.task_rows import Columns, changed_rows, keys, new_rows, task_of
+from sutazai.adapters.postgres.task_rows import changed_rows, event_rows, keys, new_rows, task_of
 from sutazai.core.task import (
     Event,
     Failed,
@@ -28,7 +28,7 @@ from sutazai.core.task import (
     id_of,
     storable,
 )
-from sutazai.ports.task_events import encode, form_of
+from sutazai.ports.task_events import form_of
 
 MAX_TOLD = 200
 """Ids in one notification; PostgreSQL takes 8,000 bytes."""
@@ -61,6 +61,8 @@ class TaskChanges:
         """All that was to be locked."""
         self._has_locked = False
         self._tasks: dict[str, Task] = {}
+        self._before: dict[str, Task] = {}
+        """As their rows are, or will be before what happened to them here."""
         self._new: dict[str, Task] = {}
         self._changed: dict[str, Task] = {}
         self._events: list[tuple[Task, Event]] = []
@@ -78,7 +80,9 @@ class TaskChanges:
             statement = self._sql["lock_more_tasks" if self._has_locked else "lock_tasks"]
             self._has_locked = True
             rows = await self._connection.fetch(statement, *keys(unknown))
-            self._tasks.update((task.id, task) for task in map(task_of, rows))
+            locked = {task.id: task for task in map(task_of, rows)}
+            self._tasks.update(locked)
+            self._before.update(locked)
 
     def get(self, task_id: str) -> Task | None:
         """A locked task, with what happened to it in this transaction."""
@@ -87,7 +91,7 @@ class TaskChanges:
     def submit(self, task_id: str, event: Submitted) -> Task:
         """A new task."""
         task = after(None, event, id=task_id, at=self.now)
-        self._tasks[task_id] = self._new[task_id] = task
+        self._tasks[task_id] = self._new[task_id] = self._before[task_id] = task
         return task
 
     def apply(self, task_id: str, event: Event) -> Task | None:
@@ -129,8 +133,7 @@ class TaskChanges:
             await self._submit(list(made), created_at)
         if self._changed:
             changed = list(self._changed.values())
-            columns = [*changed_rows(changed), *self._event_columns()]
-            await self._connection.execute(self._sql["change_tasks"], *columns, _told(changed))
+            await self._change(changed)
             pending = [task for task in changed if task.status is TaskStatus.PENDING]
             await put(self._connection, self._sql, [(word_of(task), task.run_at) for task in pending], now=self.now)
             await self._leave_webhooks(changed)
@@ -141,6 +144,20 @@ class TaskChanges:
         rows = await self._connection.fetch(self._sql["submit_tasks"], *new_rows(tasks), *also)
         if claimed:
             self._claims.written(rows, tasks)
+
+    async def _change(self, tasks: Sequence[Task]) -> None:
+        last = {task.id: (task, event) for task, event in self._events}
+        earlier = [(task, event) for task, event in self._events if last[task.id][0] is not task]
+        if earlier:
+            whose = [
+                [digits_of(task.id) for task, _ in earlier],
+                [task.created_at for task, _ in earlier],
+                [task.version for task, _ in earlier],
+            ]
+            await self._connection.execute(self._sql["add_events"], *whose, *event_rows(earlier), self.now)
+        rows = changed_rows(tasks, [self._before[task.id] for task in tasks])
+        events = event_rows([last[task.id] for task in tasks])
+        await self._connection.execute(self._sql["change_tasks"], *rows, *events, self.now, _told(tasks))
 
     async def _leave_webhooks(self, tasks: Sequence[Task]) -> None:
         """Ends that somebody wants to be told of; kept with the end itself, so that none is forgotten."""
@@ -154,20 +171,6 @@ class TaskChanges:
                 [task.status.value for task in ended],
             )
             await self._connection.execute(self._sql["tell_webhooks"])
-
-    def _event_columns(self) -> Columns:
-        encoded = [encode(event) for _, event in self._events]
-        tasks = [task for task, _ in self._events]
-        return [
-            [digits_of(task.id) for task in tasks],
-            [task.version for task in tasks],
-            [task.draft.tenant for task in tasks],
-            [kind for kind, _, _ in encoded],
-            [schema for _, schema, _ in encoded],
-            [self.now] * len(tasks),
-            [data for _, _, data in encoded],
-            [task.created_at for task in tasks],
-        ]
 
 
 def _told(tasks: Sequence[Task]) -> str:

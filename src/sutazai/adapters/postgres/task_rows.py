@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -10,8 +11,18 @@ import msgspec
 
 from sutazai.adapters.postgres.database import Connection, Database
 from sutazai.core.mark import Mark
-from sutazai.core.task import FailureReason, Task, TaskDraft, TaskStatus, created_at_of, digits_of, id_of, is_task_id
-from sutazai.ports.task_events import KeptEvent
+from sutazai.core.task import (
+    Event,
+    FailureReason,
+    Task,
+    TaskDraft,
+    TaskStatus,
+    created_at_of,
+    digits_of,
+    id_of,
+    is_task_id,
+)
+from sutazai.ports.task_events import KeptEvent, encode
 
 Columns = list[list[Any]]
 """Arrays for `unnest`, one a column. Ids are given as their digits, which the driver reads faster than a UUID."""
@@ -70,29 +81,49 @@ def new_rows(tasks: Sequence[Task]) -> Columns:
     ]
 
 
-def changed_rows(tasks: Sequence[Task]) -> Columns:
-    """For `change_tasks`."""
-    return [
+_MAY_STAY: tuple[Callable[[Task], Any], ...] = (
+    attrgetter("run_at"),
+    attrgetter("attempts"),
+    attrgetter("deliveries"),
+    attrgetter("losses"),
+    attrgetter("waits_for"),
+    attrgetter("worker"),
+    attrgetter("is_cancelling"),
+    attrgetter("result"),
+    attrgetter("result_object"),
+    attrgetter("progress"),
+    attrgetter("checkpoint"),
+    lambda task: None if task.reason is None else task.reason.value,
+    attrgetter("error"),
+    attrgetter("tokens"),
+    attrgetter("started_at"),
+    attrgetter("ended_at"),
+)
+"""Columns of `change_tasks` that are as they were after most changes, in its order."""
+
+
+def changed_rows(tasks: Sequence[Task], before: Sequence[Task]) -> Columns:
+    """For `change_tasks`; a column that is in no row different from before is empty."""
+    columns: Columns = [
         [digits_of(task.id) for task in tasks],
         [task.created_at for task in tasks],
         [task.version for task in tasks],
         [task.status.value for task in tasks],
-        [task.run_at for task in tasks],
-        [task.attempts for task in tasks],
-        [task.deliveries for task in tasks],
-        [task.losses for task in tasks],
-        [task.waits_for for task in tasks],
-        [task.worker for task in tasks],
-        [task.is_cancelling for task in tasks],
-        [task.result for task in tasks],
-        [task.result_object for task in tasks],
-        [task.progress for task in tasks],
-        [task.checkpoint for task in tasks],
-        [None if task.reason is None else task.reason.value for task in tasks],
-        [task.error for task in tasks],
-        [task.tokens for task in tasks],
-        [task.started_at for task in tasks],
-        [task.ended_at for task in tasks],
+    ]
+    for value in _MAY_STAY:
+        column = list(map(value, tasks))
+        columns.append([] if column == list(map(value, before)) else column)
+    return columns
+
+
+def event_rows(events: Sequence[tuple[Task, Event]]) -> Columns:
+    """For `change_tasks` and `add_events`: whose they are, of which kind, and what they tell."""
+    encoded = [encode(event) for _, event in events]
+    return [
+        [task.draft.tenant for task, _ in events],
+        [kind for kind, _, _ in encoded],
+        [schema for _, schema, _ in encoded],
+        [data for _, _, data in encoded],
     ]
 
 
