@@ -159,6 +159,18 @@ async def test_this_month_and_two_ahead_are_made_once(place: Place) -> None:
     assert await place.parts("events") == ["events_2026_11", "events_2026_12", "events_2027_01"]
 
 
+async def test_none_is_analysed_whenever_a_tenth_of_it_has_changed(place: Place) -> None:
+    """At thousands of tasks a second that was every ten seconds, and took half a second of a core each time."""
+    await place.partitions().tend()
+
+    options = await place.fetch(
+        "SELECT array_to_string(reloptions, ',') FROM pg_class"
+        " WHERE relkind = 'r' AND relname ~ '^(tasks|events)_(default|20)'"
+    )
+
+    assert options == ["autovacuum_analyze_scale_factor=2"] * 8
+
+
 async def test_many_processes_make_them_together(place: Place) -> None:
     await asyncio.gather(*(place.partitions("quarter").tend() for _ in range(8)))
 

@@ -37,6 +37,8 @@ SetAside = Callable[[str, Sequence[str]], Awaitable[None]]
 
 TABLES = ("tasks", "events")
 AHEAD = 2
+ANALYSIS = "autovacuum_analyze_scale_factor = 2"
+"""As `migrations/0015_analysis.sql` says, of those that were there."""
 TEND_S = 3600.0
 AGAIN_S = 60.0
 """After a failure."""
@@ -226,7 +228,7 @@ class Partitions:
             # for it would look there after the rows have left, and a worker would take its task for one that is gone.
             await connection.execute(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
             await connection.execute(f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE")
-            await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
+            await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL) WITH ({ANALYSIS})")
             moved = await connection.execute(
                 f"WITH moved AS (DELETE FROM {table}_default WHERE {within} RETURNING *)"  # noqa: S608
                 f" INSERT INTO {name} SELECT * FROM moved",
