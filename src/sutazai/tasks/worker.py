@@ -176,7 +176,7 @@ class Worker:
             if not taking.cancelled():
                 began_at = asyncio.get_running_loop().time()
                 await self._begin(consumer, taking.result(), reading, attempts)
-                await _rest(began_at, reading.room)
+                await self._rest(began_at)
         finally:
             stopping.cancel()
             taking.cancel()
@@ -272,7 +272,7 @@ class Worker:
                     pass  # what these told last is written by now
                 began_at = asyncio.get_running_loop().time()
                 await self._write(ended)
-                await _rest(began_at, ended[0].running.room)
+                await self._rest(began_at)
 
     async def _write(self, ended: Sequence[Ended]) -> None:
         """Write until it is written: an end that was reached is not thrown away because the store is away."""
@@ -316,6 +316,12 @@ class Worker:
                     with suppress(StoreUnavailable):  # the next one tells more
                         await self._store.change(told)
 
+    async def _rest(self, began_at: float) -> None:
+        """After work that began then, unless the places of any queue are short: what was written may be one of them."""
+        worked_s = asyncio.get_running_loop().time() - began_at
+        rooms = [reading.room for reading in self._readings]
+        await asyncio.sleep(min(rest_s(worked_s, free=room.count, slots=room.slots) for room in rooms))
+
     # calling off
 
     async def _heed(self) -> None:
@@ -349,11 +355,6 @@ class Worker:
 async def _taken(consumer: Consumer, room: Room) -> Sequence[Delivery]:
     await room.wait()
     return await consumer.take(room.count)
-
-
-async def _rest(began_at: float, room: Room) -> None:
-    """After work that began then."""
-    await asyncio.sleep(rest_s(asyncio.get_running_loop().time() - began_at, free=room.count, slots=room.slots))
 
 
 async def _sleep(pause_s: float, unless: asyncio.Event) -> None:

@@ -34,7 +34,7 @@ async def tend_grown(database: Database) -> None:
 
 
 async def analyse_grown(database: Database) -> Sequence[str]:
-    """Do it once; the tables. Of several processes one does it."""
+    """Do it once; the tables that had grown, none where another process is at it."""
     async with database.statement() as connection:
         grown: list[str] = [row["name"] for row in await connection.fetch(database.sql["grown_tables"])]
     if grown:

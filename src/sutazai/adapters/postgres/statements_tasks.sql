@@ -99,7 +99,8 @@ SELECT tasks.id, tasks.draft, tasks.version, tasks.status, tasks.created_at, tas
     tasks.progress, tasks.checkpoint, tasks.reason, tasks.error, tasks.tokens, tasks.started_at, tasks.ended_at
 
 -- name: lock_tasks
--- In the order of ids, so that two who lock the same ones do not wait for each other in a circle.
+-- In the order of ids, so that two who lock the same ones do not wait for each other in a circle. The subquery is there
+-- as in `put_dispatch`, here and wherever tasks are asked for by their ids.
 -- part whole_tasks
 FROM unnest((SELECT $1::uuid[]), $2::timestamptz[]) AS asked (id, created_at)
 JOIN tasks ON tasks.id = asked.id AND tasks.created_at = asked.created_at
